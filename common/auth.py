@@ -1,0 +1,112 @@
+"""Who calls: users of the public apps, and pushes to the private ones. No route decides this for itself."""
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import jwt
+from starlette.requests import Request
+
+from common.errors import Rejected
+from common.settings import Settings, SettingsError
+from common.telemetry import logger
+
+log = logger(__name__)
+
+PushKey = Callable[[str], Awaitable[object | None]]
+_clock_skew_s = 30
+_removed = "SIGNATURE_REMOVED_BY_GOOGLE"
+
+
+class Users:
+    """Finds the owner behind a request: the one local owner, or the subject of an HS256 bearer token.
+
+    Raises SettingsError where neither is configured: an API that lets everybody in must be impossible to start.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._local_owner = settings.local_owner
+        self._secret = settings.jwt_secret
+        if self._local_owner is None and self._secret is None:
+            raise SettingsError("nobody could sign in: set JWT_SECRET to 32 random bytes or more")
+
+    def owner(self, request: Request) -> str:
+        """The caller as `{label}:{subject}`. Raises Rejected("unauthenticated")."""
+        if self._secret is None:
+            assert self._local_owner is not None
+            return self._local_owner
+        try:
+            claims = jwt.decode(
+                _bearer(request),
+                self._secret.get_secret_value(),
+                algorithms=["HS256"],
+                options={"require": ["sub", "exp"]},
+                leeway=_clock_skew_s,
+            )
+        except jwt.InvalidTokenError as exc:
+            raise Rejected("unauthenticated", "the bearer token is not valid or has expired") from exc
+        return f"jwt:{claims['sub']}"
+
+
+class Pushes:
+    """Lets in only our own subscription. `iam`: Cloud Run checked and removed the signature; `oidc`: we check it.
+
+    Raises SettingsError if PUSH_AUTH, PUSH_AUDIENCE or PUSH_EMAIL is missing, or `iam` is asked for outside Cloud Run.
+    """
+
+    def __init__(self, settings: Settings, push_key: PushKey) -> None:
+        missing = [n for n in ("push_auth", "push_audience", "push_email") if getattr(settings, n) is None]
+        if missing:
+            raise SettingsError(f"a private app would be open to everybody: set {', '.join(missing).upper()}")
+        if settings.push_auth == "iam" and "K_SERVICE" not in os.environ:
+            raise SettingsError("PUSH_AUTH=iam trusts Cloud Run to check signatures; elsewhere use PUSH_AUTH=oidc")
+        self._settings = settings
+        self._push_key = push_key
+
+    async def check(self, request: Request) -> None:
+        """Raise Rejected("unauthenticated") unless the push carries our subscription's token."""
+        token = _bearer(request)
+        try:
+            claims = await self._claims(token)
+        except (jwt.InvalidTokenError, ValueError) as exc:
+            log.warning("push.refused", extra={"reason": type(exc).__name__})
+            raise Rejected("unauthenticated", "the push token is not valid") from exc
+        if claims.get("email") != self._settings.push_email or claims.get("email_verified") is not True:
+            log.warning("push.refused", extra={"reason": "email"})
+            raise Rejected("unauthenticated", "the push token belongs to somebody else")
+
+    async def _claims(self, token: str) -> dict[str, Any]:
+        key: object = ""
+        verify_signature = self._settings.push_auth == "oidc"
+        if verify_signature:
+            key = await self._push_key(str(jwt.get_unverified_header(token).get("kid")))
+            if key is None:
+                raise jwt.InvalidKeyError("unknown kid")
+        elif token.rpartition(".")[2] != _removed:
+            # Behind IAM every genuine token has lost its signature; anything else did not pass Cloud Run's check.
+            raise jwt.InvalidSignatureError("the platform did not vouch for this token")
+        else:
+            token = f"{token.rpartition('.')[0]}."
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key,  # type: ignore[arg-type]
+            algorithms=["RS256"],
+            audience=self._settings.push_audience,
+            issuer=self._settings.push_issuer,
+            leeway=_clock_skew_s,
+            options={
+                "verify_signature": verify_signature,
+                "require": ["exp", "aud", "iss"],
+                "verify_aud": True,
+                "verify_iss": True,
+                "verify_exp": True,
+            },
+        )
+        return claims
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Rejected("unauthenticated", "there is no bearer token in the Authorization header")
+    return token.strip()
