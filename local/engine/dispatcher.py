@@ -1,0 +1,177 @@
+"""Pushes messages to the apps' routes as Pub/Sub does: envelope, signed token, backoff, dead letters."""
+
+import asyncio
+import base64
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from random import Random
+
+import httpx2
+from starlette.types import ASGIApp
+
+from common.errors import DarkroomError
+from common.messages import Topic
+from common.telemetry import logger
+from local.engine.bus import Envelope, SqliteBus
+from local.engine.push_tokens import PushTokens
+
+log = logger(__name__)
+
+# https://cloud.google.com/pubsub/docs/push#receive_push lists these as acknowledgements. 202 is one of
+# Pub/Sub's too, but the official emulator redelivers it, so we never send it and do not take it.
+ACKNOWLEDGED = frozenset({102, 200, 201, 204})
+error_chars_max = 500
+
+
+@dataclass(frozen=True, slots=True)
+class PushPolicy:
+    """How Pub/Sub would be configured: seconds, attempts, pushes in flight a topic, and deliberate mischief.
+
+    `duplicate_rate` is the share of messages pushed twice at once.
+    """
+
+    attempts_max: int = 100
+    backoff_min_s: float = 10.0
+    backoff_max_s: float = 600.0
+    ack_deadline_s: float = 600.0
+    window: int = 64
+    duplicate_rate: float = 0.0
+    # A second process (`darkroom deadletters replay`) may queue messages without waking us.
+    poll_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a topic's messages go: an app and a path in it."""
+
+    app: ASGIApp
+    path: str
+
+
+class Dispatcher:
+    """At least once, no order promised. Killed at any moment, it starts over with what was not acknowledged.
+
+    What was in flight then is pushed again without counting as an attempt.
+    """
+
+    def __init__(
+        self,
+        bus: SqliteBus,
+        routes: Mapping[Topic, Route],
+        tokens: PushTokens,
+        now: Callable[[], datetime],
+        random: Random,
+        policy: PushPolicy,
+    ) -> None:
+        self._bus = bus
+        self._routes = routes
+        self._tokens = tokens
+        self._now = now
+        self._random = random
+        self._policy = policy
+        self._in_flight: dict[int, Topic] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._clients = {
+            topic: httpx2.AsyncClient(
+                transport=httpx2.ASGITransport(app=route.app, raise_app_exceptions=False),
+                base_url="https://push.local",
+            )
+            for topic, route in routes.items()
+        }
+
+    async def run(self) -> None:
+        """Push until cancelled; then wait for nothing: what was not answered is pushed again next time."""
+        try:
+            while True:
+                self._bus.arrived.clear()
+                soonest = await self._start_due()
+                wait_s = self._policy.poll_s
+                if soonest is not None:
+                    wait_s = min(wait_s, max(0.0, (soonest - self._now()).total_seconds()))
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await self._bus.arrived.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for client in self._clients.values():
+                await client.aclose()
+
+    async def drain(self) -> int:
+        """Push until nothing is due at the present time; answers how many deliveries were tried. For tests."""
+        before = tried = 0
+        while True:
+            await self._start_due()
+            if not self._tasks:
+                return tried
+            before = len(self._tasks)
+            await asyncio.wait(self._tasks)
+            tried += before
+
+    async def _start_due(self) -> datetime | None:
+        busy = Counter(self._in_flight.values())
+        free = {t: self._policy.window - busy[t] for t in self._routes if busy[t] < self._policy.window}
+        try:
+            envelopes, soonest = await self._bus.due(free, frozenset(self._in_flight))
+        except DarkroomError as exc:
+            log.error("bus.unreadable", extra={"code": exc.code, "detail": exc.detail})
+            return None
+        for envelope in envelopes:
+            self._in_flight[envelope.id] = envelope.topic
+            task = asyncio.create_task(self._deliver(envelope))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return soonest
+
+    async def _deliver(self, envelope: Envelope) -> None:
+        copies = 2 if self._random.random() < self._policy.duplicate_rate else 1
+        try:
+            errors = await asyncio.gather(*(self._push(envelope) for _ in range(copies)))
+            error = next((e for e in errors if e is not None), None)
+            if error is None:
+                await self._bus.acknowledge(envelope.id)
+            elif envelope.attempt >= self._policy.attempts_max:
+                await self._bus.bury(envelope.id, error=error)
+                log.error("bus.dead_letter", extra={"topic": envelope.topic, "message_id": envelope.id, "error": error})
+            else:
+                await self._bus.retry(envelope.id, delay_s=self._backoff_s(envelope.attempt), error=error)
+        except DarkroomError as exc:
+            # The answer could not be written down, so the message is simply pushed again.
+            log.error("bus.unwritable", extra={"message_id": envelope.id, "code": exc.code, "detail": exc.detail})
+        finally:
+            del self._in_flight[envelope.id]
+            self._bus.arrived.set()
+
+    async def _push(self, envelope: Envelope) -> str | None:
+        body = {
+            "message": {
+                "data": base64.b64encode(envelope.data).decode(),
+                "attributes": dict(envelope.attributes),
+                "messageId": str(envelope.id),
+                "publishTime": envelope.published_at.isoformat(),
+            },
+            "subscription": f"projects/local/subscriptions/{envelope.topic}",
+            "deliveryAttempt": envelope.attempt,
+        }
+        headers = {"authorization": f"Bearer {self._tokens.mint()}"}
+        try:
+            async with asyncio.timeout(self._policy.ack_deadline_s):
+                answer = await self._clients[envelope.topic].post(
+                    self._routes[envelope.topic].path, json=body, headers=headers, timeout=None
+                )
+        except TimeoutError:
+            return f"no answer within {self._policy.ack_deadline_s:.0f} s"
+        if answer.status_code in ACKNOWLEDGED:
+            return None
+        return f"{answer.status_code} {answer.text[:error_chars_max]}"
+
+    def _backoff_s(self, attempt: int) -> float:
+        """Doubling with full jitter above the minimum: neighbours that failed together do not return together."""
+        low, high = self._policy.backoff_min_s, self._policy.backoff_max_s
+        ceiling = min(high, low * 2 ** min(attempt, 30))
+        return self._random.uniform(low, max(low, ceiling))
