@@ -1,0 +1,53 @@
+"""The private processor app: what the bus and the scheduler call. No user reaches it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from starlette.applications import Starlette
+
+from common.auth import Pushes
+from common.health import health_routes
+from common.messages import JobQueued
+from common.ports import Engine
+from common.problems import HANDLERS
+from common.pubsub import push_route, sweep_route
+from common.settings import Settings
+from common.workers import Workers
+from processor import pictures
+from processor.gemini import Gemini
+from processor.generation import Generation
+from processor.results import Results
+from processor.sweep import sweep
+
+
+def create_app(engine: Engine, settings: Settings) -> Starlette:
+    """The processor-push service. Its lifespan owns the model's client and the workers that check pictures."""
+    pushes = Pushes(settings, engine.push_key)
+    workers = Workers(
+        count=settings.image_workers, memory_bytes_max=settings.image_memory_bytes_max, preload=pictures.PRELOAD
+    )
+    model = Gemini(
+        api_key=settings.gemini_api_key.get_secret_value() if settings.gemini_api_key else None,
+        base_url=settings.gemini_base_url,
+        vertex_project=settings.vertex_project,
+        vertex_location=settings.vertex_location,
+        deadline_s=settings.model_deadline_s,
+    )
+    generation = Generation(engine, settings, model, Results(engine, settings, workers))
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await workers.start()
+        try:
+            yield
+        finally:
+            await workers.aclose()
+            await model.aclose()
+
+    routes = [
+        push_route("/push/job-queued", JobQueued, generation.handle, pushes),
+        sweep_route(partial(sweep, engine, settings), pushes),
+        *health_routes(engine),
+    ]
+    return Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
