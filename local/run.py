@@ -1,0 +1,172 @@
+"""`darkroom serve`: settings, port, stand-in and web server put together. The apps are in local/server.py."""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+
+from common import catalogue
+from common.settings import Settings, SettingsError, load
+from common.telemetry import logger
+from local.guard import LOOPBACK
+from local.server import Mischief, complete, serve_apps
+
+log = logger(__name__)
+
+LOCAL_OWNER = "local:me"
+stand_in_start_s = 20.0
+# Cloud Run gives 10 s from SIGTERM; we keep to the same.
+shutdown_s = 8
+
+
+class CannotServe(Exception):
+    """The server cannot start as asked; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers."""
+
+    url: str
+    settings: Settings
+
+
+def local_settings(host: str, port: int, folder: Path) -> Settings:
+    """Settings of a local server on that address. Raises CannotServe where strangers could use it unasked."""
+    try:
+        settings = load()
+    except SettingsError as exc:
+        raise CannotServe(str(exc)) from exc
+    signed_in = settings.jwt_secret is not None
+    if host not in LOOPBACK and not signed_in:
+        raise CannotServe(
+            f"anybody who reaches {host} could use this server and spend your money: set JWT_SECRET (32 random bytes"
+            " or more) so that callers must sign in, or keep to --host 127.0.0.1"
+        )
+    update: dict[str, object] = {"webhook_loopback": True}
+    if not signed_in:
+        update["local_owner"] = LOCAL_OWNER
+    if "public_url" not in settings.model_fields_set:
+        update["public_url"] = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return complete(settings.model_copy(update=update), folder)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises CannotServe if the port is taken or not ours to take."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as exc:
+        listener.close()
+        raise CannotServe(
+            f"port {port} on {host} cannot be used ({exc.strerror}); stop what runs there, or choose another: "
+            f"darkroom serve --port {port + 1}"
+        ) from exc
+    listener.listen(2048)
+    return listener
+
+
+async def serve(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    mischief: Mischief | None = None,
+    ready: Callable[[Running], None] | None = None,
+    stop: asyncio.Event | None = None,
+    signals: bool = True,
+) -> None:
+    """Serve until SIGINT or SIGTERM, or until `stop` is set. Calls `ready` once requests are answered.
+
+    Port 0 takes a free one. Without a key for Gemini the stand-in is started, and every job says so.
+    Raises CannotServe, or DataFolderInUse if another server works on `folder`.
+    """
+    listener = bind(host, port)
+    port = listener.getsockname()[1]
+    try:
+        settings = local_settings(host, port, folder)
+        _warn_of_retired(settings)
+        async with model(settings) as settings, serve_apps(settings, folder, mischief=mischief) as app:
+            config = uvicorn.Config(
+                app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=shutdown_s,
+                server_header=False,
+            )  # fmt: skip
+            server = _Server(config, partial(ready, Running(settings.api_url, settings)) if ready else None, signals)
+            running = asyncio.create_task(server.serve(sockets=[listener]))
+            if stop is not None:
+                stopped = asyncio.create_task(stop.wait())
+                await asyncio.wait([running, stopped], return_when=asyncio.FIRST_COMPLETED)
+                stopped.cancel()
+                server.should_exit = True
+            await running
+    finally:
+        listener.close()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that says when it answers, and leaves the process's signals alone where it is only a guest."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None] | None, signals: bool) -> None:
+        super().__init__(config)
+        self._ready = ready
+        self._signals = signals
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._ready is not None:
+            self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals() if self._signals else nullcontext():
+            yield
+
+
+@asynccontextmanager
+async def model(settings: Settings) -> AsyncIterator[Settings]:
+    """Settings that lead to a model: the real one where a key or a Vertex project is set, else a stand-in of ours."""
+    if settings.gemini_api_key is not None or settings.vertex_project is not None:
+        yield settings
+        return
+    async with stand_in() as url:
+        update = {"stand_in": True, "gemini_api_key": "stand-in", "gemini_base_url": url}
+        yield Settings.model_validate(settings.model_dump() | update)
+
+
+@asynccontextmanager
+async def stand_in(*arguments: str) -> AsyncIterator[str]:
+    """The stand-in for Gemini as a process of its own; yields its URL. It ends with us, however we end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "local.gemini", "--port", "0", "--exit-with-parent", *arguments,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent.parent,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        async with asyncio.timeout(stand_in_start_s):
+            line = await process.stdout.readline()
+        yield json.loads(line)["url"]
+    except (TimeoutError, ValueError) as exc:
+        raise CannotServe("the stand-in for Gemini did not start; `python -m local.gemini` shows why") from exc
+    finally:
+        process.stdin.close()
+        with suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+def _warn_of_retired(settings: Settings) -> None:
+    warning = catalogue.load().model(settings.model).warning(datetime.now(UTC).date())
+    if warning:
+        log.warning("model.retired", extra={"model": settings.model, "detail": warning})

@@ -1,0 +1,144 @@
+"""All five apps in one process on the embedded engine; what Cloud Run, Scheduler and Pub/Sub are in the cloud."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.routing import Match, Mount, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import ingest.api
+import ingest.push
+import notifier.api
+import notifier.push
+import processor.push
+from common.messages import Topic
+from common.settings import Settings
+from common.telemetry import logger
+from local.engine.dispatcher import PushPolicy, Route
+from local.engine.engine import STORAGE_PATH, EmbeddedEngine, open_engine, read_key
+from local.engine.push_tokens import AUDIENCE, EMAIL, ISSUER
+from local.guard import LoopbackOnly
+
+log = logger(__name__)
+
+# Cloud Scheduler calls once a minute; here a waiting job should not wait that long for its turn.
+sweep_every_s = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mischief:
+    """What the bus does on purpose, to show that nothing depends on its good behaviour."""
+
+    duplicate_rate: float = 0.0
+    reorder_s: float = 0.0
+
+
+def complete(settings: Settings, folder: Path) -> Settings:
+    """The settings of a local server: its own bus signs the pushes, its data folder holds the webhook secret."""
+    keys = folder / "keys"
+    keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+    update: dict[str, object] = {
+        "push_auth": "oidc",
+        "push_audience": AUDIENCE,
+        "push_issuer": ISSUER,
+        "push_email": EMAIL,
+    }
+    if settings.webhook_secret is None:
+        update["webhook_secret"] = SecretStr(read_key(keys / "webhook.key").hex())
+    return settings.model_copy(update=update)
+
+
+@asynccontextmanager
+async def serve_apps(
+    settings: Settings, folder: Path, *, mischief: Mischief | None = None, policy: PushPolicy | None = None
+) -> AsyncIterator[ASGIApp]:
+    """The engine, the five apps, the dispatcher and the sweeps, running; yields the one app that faces the network."""
+    mischief = mischief or Mischief()
+    policy = policy or PushPolicy(duplicate_rate=mischief.duplicate_rate)
+    embedded = await open_engine(folder, settings, reorder_s=mischief.reorder_s)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(embedded.engine.aclose)
+        private = private_apps(embedded, settings)
+        for app in private:
+            await stack.enter_async_context(app.router.lifespan_context(app))
+        dispatcher = embedded.dispatcher(push_routes(*private), policy)
+        await stack.enter_async_context(_running(dispatcher.run(), sweep_forever(private, embedded)))
+        yield public_app(embedded, settings)
+
+
+def private_apps(embedded: EmbeddedEngine, settings: Settings) -> tuple[Starlette, Starlette, Starlette]:
+    """ingest-push, processor-push and notifier-push."""
+    engine = embedded.engine
+    return (
+        ingest.push.create_app(engine, settings),
+        processor.push.create_app(engine, settings),
+        notifier.push.create_app(engine, settings),
+    )
+
+
+def push_routes(intake: ASGIApp, processor_app: ASGIApp, notifier_app: ASGIApp) -> dict[Topic, Route]:
+    """Which private app reads which topic, as Terraform wires the subscriptions."""
+    return {
+        Topic.UPLOAD_FINALIZED: Route(intake, "/push/upload-finalized"),
+        Topic.JOB_QUEUED: Route(processor_app, "/push/job-queued"),
+        Topic.JOB_QUEUED_BATCH: Route(processor_app, "/push/job-queued"),
+        Topic.JOB_CHANGED: Route(notifier_app, "/push/job-changed"),
+        Topic.DELIVERY_DUE: Route(notifier_app, "/push/delivery"),
+    }
+
+
+def public_app(embedded: EmbeddedEngine, settings: Settings) -> ASGIApp:
+    """Both public apps and the buckets behind one origin; guarded against other hosts where nobody signs in."""
+    api = ingest.api.create_app(embedded.engine, settings)
+    events = notifier.api.create_app(embedded.engine, settings)
+    app: ASGIApp = _FirstMatch(events.router, events, Router([Mount(STORAGE_PATH, embedded.storage_app)], default=api))
+    if settings.local_owner is not None:
+        app = LoopbackOnly(app, origins=settings.cors_origins)
+    return app
+
+
+async def sweep_forever(apps: Sequence[ASGIApp], embedded: EmbeddedEngine) -> None:
+    """Call each private app's sweep again and again, as Cloud Scheduler does, through its route."""
+    clients = [
+        httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=app, raise_app_exceptions=False), base_url="https://push.local"
+        )
+        for app in apps
+    ]
+    while True:
+        for client in clients:
+            headers = {"authorization": f"Bearer {embedded.tokens.mint()}"}
+            answer = await client.post("/tasks/sweep", headers=headers, timeout=None)
+            if answer.status_code != 204:
+                log.error("sweep.failed", extra={"status": answer.status_code})
+        await asyncio.sleep(sweep_every_s)
+
+
+class _FirstMatch:
+    """Sends a request to `app` if one of its routes takes the path, but its own health routes; else to `other`."""
+
+    def __init__(self, router: Router, app: ASGIApp, other: ASGIApp) -> None:
+        self._routes = [route for route in router.routes if not getattr(route, "path", "").startswith("/health")]
+        self._app = app
+        self._other = other
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        taken = scope["type"] == "http" and any(route.matches(scope)[0] is not Match.NONE for route in self._routes)
+        await (self._app if taken else self._other)(scope, receive, send)
+
+
+@asynccontextmanager
+async def _running(*works: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
