@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import jwt
 from starlette.requests import Request
@@ -11,11 +12,17 @@ from common.errors import Rejected
 from common.settings import Settings, SettingsError
 from common.telemetry import logger
 
+if TYPE_CHECKING:
+    from jwt.types import Options
+
 log = logger(__name__)
 
 PushKey = Callable[[str], Awaitable[object | None]]
+Clock = Callable[[], datetime]
 _clock_skew_s = 30
 _removed = "SIGNATURE_REMOVED_BY_GOOGLE"
+# PyJWT asks the wall clock; ours is an argument, so `_check_times` does these three.
+_NO_TIMES: "Options" = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
 
 
 class Users:
@@ -24,7 +31,8 @@ class Users:
     Raises SettingsError where neither is configured: an API that lets everybody in must be impossible to start.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, now: Clock) -> None:
+        self._now = now
         self._local_owner = settings.local_owner
         self._secret = settings.jwt_secret
         if self._local_owner is None and self._secret is None:
@@ -40,9 +48,9 @@ class Users:
                 _bearer(request),
                 self._secret.get_secret_value(),
                 algorithms=["HS256"],
-                options={"require": ["sub", "exp"]},
-                leeway=_clock_skew_s,
+                options={**_NO_TIMES, "require": ["sub", "exp"]},
             )
+            _check_times(claims, self._now())
         except jwt.InvalidTokenError as exc:
             raise Rejected("unauthenticated", "the bearer token is not valid or has expired") from exc
         return f"jwt:{claims['sub']}"
@@ -54,7 +62,7 @@ class Pushes:
     Raises SettingsError if PUSH_AUTH, PUSH_AUDIENCE or PUSH_EMAIL is missing, or `iam` is asked for outside Cloud Run.
     """
 
-    def __init__(self, settings: Settings, push_key: PushKey) -> None:
+    def __init__(self, settings: Settings, push_key: PushKey, now: Clock) -> None:
         missing = [n for n in ("push_auth", "push_audience", "push_email") if getattr(settings, n) is None]
         if missing:
             raise SettingsError(f"a private app would be open to everybody: set {', '.join(missing).upper()}")
@@ -62,6 +70,7 @@ class Pushes:
             raise SettingsError("PUSH_AUTH=iam trusts Cloud Run to check signatures; elsewhere use PUSH_AUTH=oidc")
         self._settings = settings
         self._push_key = push_key
+        self._now = now
 
     async def check(self, request: Request) -> None:
         """Raise Rejected("unauthenticated") unless the push carries our subscription's token."""
@@ -93,16 +102,28 @@ class Pushes:
             algorithms=["RS256"],
             audience=self._settings.push_audience,
             issuer=self._settings.push_issuer,
-            leeway=_clock_skew_s,
             options={
+                **_NO_TIMES,
                 "verify_signature": verify_signature,
                 "require": ["exp", "aud", "iss"],
                 "verify_aud": True,
                 "verify_iss": True,
-                "verify_exp": True,
             },
         )
+        _check_times(claims, self._now())
         return claims
+
+
+def _check_times(claims: dict[str, Any], now: datetime) -> None:
+    """Raise InvalidTokenError unless `exp` lies ahead and `nbf` and `iat` do not, by RFC 7519 and 30 s of skew."""
+    moment = now.timestamp()
+    times = {name: claims[name] for name in ("exp", "nbf", "iat") if name in claims}
+    if any(isinstance(time, bool) or not isinstance(time, int | float) for time in times.values()):
+        raise jwt.DecodeError("a time in the token is no number")
+    if moment > times["exp"] + _clock_skew_s:
+        raise jwt.ExpiredSignatureError("the token has expired")
+    if any(times[name] > moment + _clock_skew_s for name in ("nbf", "iat") if name in times):
+        raise jwt.ImmatureSignatureError("the token is not valid yet")
 
 
 def _bearer(request: Request) -> str:

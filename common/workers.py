@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
+from common.errors import Unavailable
+
 if TYPE_CHECKING:
     from pebble import ProcessPool
 
@@ -23,7 +25,7 @@ class WorkerTimeout(Exception):
 
 
 class WorkerDied(Exception):
-    """The call took its process with it (crash, kill, memory limit), or no process could be started for it."""
+    """The call took its process with it: a crash, a kill, or the memory limit."""
 
 
 class Workers:
@@ -46,7 +48,7 @@ class Workers:
     async def start(self) -> None:
         """Start every process and import `preload` there, so that the first call does not pay for it.
 
-        Optional: a process that is missing is started by the call that needs it. Safe to repeat. Raises WorkerDied
+        Optional: a process that is missing is started by the call that needs it. Safe to repeat. Raises Unavailable
         if the system gives no process or a module cannot be imported.
         """
         await asyncio.gather(*(asyncio.to_thread(worker.ready) for worker in self._workers))
@@ -56,8 +58,9 @@ class Workers:
 
         Waits for a free worker without limit; `timeout_s` counts from the moment the call is handed to one.
         Raises WorkerTimeout when that time is over, WorkerDied when the process crashed or met its memory limit (a
-        crash is noticed within 0.1 s; only `os._exit(0)` passes unnoticed until the timeout). Cancelling kills
-        the call too. Repeat a call only if the function may be repeated: it may have run halfway.
+        crash is noticed within 0.1 s; only `os._exit(0)` passes unnoticed until the timeout), and Unavailable when
+        it is not the call's fault: no process to be had, or it died idle or by SIGTERM. Cancelling kills the call
+        too. Repeat a call only if the function may be repeated: it may have run halfway.
         """
         if self._is_closed:
             raise RuntimeError("the workers are closed")
@@ -68,7 +71,7 @@ class Workers:
             result = await _call(pool, function, *args, timeout_s=timeout_s)
             is_sound = True
             return result
-        except (WorkerTimeout, WorkerDied):
+        except (WorkerTimeout, WorkerDied, Unavailable):
             raise
         except Exception:
             is_sound = True  # The function's own answer; its process is well.
@@ -95,7 +98,7 @@ class Workers:
             await asyncio.to_thread(worker.stop)
             if not self._is_closed:
                 await asyncio.to_thread(worker.ready)
-        except WorkerDied:
+        except Unavailable:
             pass  # The next call tries again, and is told why if it fails.
         finally:
             self._idle.put_nowait(worker)
@@ -123,11 +126,11 @@ class _Worker:
     @property
     def pool(self) -> "ProcessPool":
         if self._pool is None:
-            raise WorkerDied("the worker was not started")
+            raise Unavailable("the worker was not started")
         return self._pool
 
     def ready(self) -> "ProcessPool":
-        """Start the process if it is missing, and wait until it is warm; raises WorkerDied."""
+        """Start the process if it is missing, and wait until it is warm; raises Unavailable."""
         with self._lock:
             if self.is_missing:
                 self._stop()
@@ -154,7 +157,7 @@ class _Worker:
             self._pool.schedule(os.getpid).result(_START_TIMEOUT_S)
         except (OSError, RuntimeError) as exc:
             self._stop()
-            raise WorkerDied("no worker process could be started; its own log says why") from exc
+            raise Unavailable("no worker process could be started; its own log says why") from exc
 
     def _stop(self) -> None:
         if self._pool is not None:
@@ -172,7 +175,7 @@ async def _call(pool: "ProcessPool", function: Callable[[*Ts], T], *args: *Ts, t
     try:
         future = pool.schedule(function, args=args)
     except RuntimeError as exc:
-        raise WorkerDied("the process died while it was idle") from exc
+        raise Unavailable("a worker process died while it was idle") from exc
     try:
         # pebble has a timeout too, but looks only every 0.1 s, and raises what the function itself may raise.
         async with asyncio.timeout(timeout_s) as deadline:
@@ -181,8 +184,14 @@ async def _call(pool: "ProcessPool", function: Callable[[*Ts], T], *args: *Ts, t
         if not deadline.expired():
             raise
         raise WorkerTimeout(f"{name} ran longer than {timeout_s} s") from exc
-    except (ProcessExpired, BrokenProcessPool) as exc:
-        raise WorkerDied(f"{name} lost its process") from exc
+    except BrokenProcessPool as exc:
+        # pebble says so when the process ended before it took the call.
+        raise Unavailable("a worker process died while it was idle") from exc
+    except ProcessExpired as exc:
+        if exc.exitcode == -signal.SIGTERM:
+            # Nothing in here sends it to a running call; systemd does, to the whole group, when it stops a service.
+            raise Unavailable("a worker process was told to end") from exc
+        raise WorkerDied(f"{name} ended its process (exit code {exc.exitcode})") from exc
     except MemoryError as exc:
         # The process lives, but its heap is fragmented or still full; the next call deserves a fresh one.
         raise WorkerDied(f"{name} reached the memory limit") from exc

@@ -36,7 +36,7 @@ class JobsApi:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
-        self._users = Users(settings)
+        self._users = Users(settings, engine.now)
         self._intake = Intake(engine, settings)
 
     async def create(self, request: Request) -> Response:

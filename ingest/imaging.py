@@ -2,7 +2,7 @@
 
 Everything below runs inside a worker of `common.workers`: no check sees everything, so time and memory are limited
 from outside. Pillow is imported inside the functions (80 ms), so that a service which only hands work over never
-pays for it; give `PRELOAD` to the workers instead. The order of the steps was measured (docs/decisions).
+pays for it; give `PRELOAD` to the workers instead.
 """
 
 import hashlib
@@ -23,27 +23,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MIB = 1024 * 1024
-PRELOAD = (
-    "ingest.imaging",
-    "PIL.ImageCms",
-    "PIL.JpegImagePlugin",
-    "PIL.MpoImagePlugin",
-    "PIL.PngImagePlugin",
-    "PIL.TiffImagePlugin",
-    "PIL.WebPImagePlugin",
-)
+# The MPO reader brings JPEG, and TIFF, which reads EXIF.
+PRELOAD = ("ingest.imaging", "PIL.ImageCms", "PIL.MpoImagePlugin", "PIL.PngImagePlugin", "PIL.WebPImagePlugin")
 
 # After 85 come the steps for a picture that would break `output_bytes_max`; at 512 pixels none is ever needed.
 _QUALITIES = (85, 75, 65, 50, 35, 20)
-# Each step costs Pillow about a microsecond; cameras write some hundred, and padding of up to 64 KB.
-_JPEG_STEPS_MAX = 100_000
 _ORIENTATION_TAG = 0x0112
+# The turns that undo orientations 2 to 8, as `Image.Transpose` names them.
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"))
 _CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _FOREIGN = tuple(
     (re.compile(magic, re.DOTALL), name)
     for magic, name in (
-        (rb".{4}ftyp(avi[fs]|mi[af]1.{4,40}avi[fs])", "AVIF"),
+        (rb".{4}ftyp(avi[fs]|(mif1|msf1).{4,40}avi[fs])", "AVIF"),
         (rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "HEIC"),
         (rb"GIF8[79]a", "GIF"),
         (rb"II[*+]\0|MM\0[*+]", "TIFF or camera raw"),
@@ -70,10 +63,6 @@ class ImageLimits:
     edge_px: int = 512
     output_bytes_max: int = 1_000_000
 
-    def pixels_max(self, kind: str) -> int:
-        """The cap for `JPEG`, `PNG` or `WEBP`."""
-        return {"JPEG": self.jpeg_pixels_max, "PNG": self.png_pixels_max, "WEBP": self.webp_pixels_max}[kind]
-
 
 @dataclass(frozen=True, slots=True)
 class ShrunkPhoto:
@@ -99,18 +88,14 @@ def shrink(source: Path, target: Path, limits: ImageLimits) -> ShrunkPhoto:
     """
     data = _read(source, limits)
     kind = _recognise(data)
-    with warnings.catch_warnings(), _memory_verdict():
+    with warnings.catch_warnings():
         # Pillow warns about oddities it copes with; a verdict must not depend on the warning filters.
         warnings.simplefilter("ignore")
-        with _damage_verdict(kind):
-            image = _open(data, kind, limits)
-            original_width, original_height = image.size
-            size = _fit(original_width, original_height, limits.edge_px)
-            _decode(image, data, kind, size)
+        image, original_width, original_height = _load(data, kind, limits)
         orientation = _orientation(image)
-        encoded = _encode(_render(image, size, orientation), limits)
+        width, height = _fit(original_width, original_height, limits.edge_px)
+        encoded = _encode(_render(image, (width, height), orientation), limits)
     target.write_bytes(encoded)
-    width, height = size
     if orientation >= 5:
         width, height = height, width
         original_width, original_height = original_height, original_width
@@ -153,41 +138,41 @@ def _recognise(data: bytes) -> str:
     raise Rejected("not_an_image")
 
 
-def _open(data: bytes, kind: str, limits: ImageLimits) -> "Image.Image":
-    """Read the header and apply every cap that needs no pixels."""
+def _load(data: bytes, kind: str, limits: ImageLimits) -> "tuple[Image.Image, int, int]":
+    """Apply every cap, then decode; returns the image, perhaps scaled down already, with its full width and height."""
     from PIL import Image
 
     if kind == "JPEG":
-        _check_work(data, limits)
-    if kind == "WEBP":
-        # Opening a WebP already allocates two canvases: 34 bytes that claim 9400 x 9400 cost 700 MB.
-        _check_pixels(kind, *_webp_size(data), frames=1, limits=limits)
-    # Without the list Pillow tries every format it knows, and starts Ghostscript on an EPS.
-    image = Image.open(BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
-    # A phone's MPO holds further pictures behind the first; they are never decoded, so they do not count.
-    frames = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)
-    _check_pixels(kind, *image.size, frames=frames, limits=limits)
-    return image
-
-
-def _check_work(data: bytes, limits: ImageLimits) -> None:
-    # Each scan is a pass over all coefficients: 1 MB with 40,000 scans burns 20 s while its pixels are few.
-    work = jpeg_markers.walk(data, scans_max=limits.jpeg_scans_max, steps_max=_JPEG_STEPS_MAX)
-    if work.scans > limits.jpeg_scans_max:
-        raise Rejected("image_too_complex", f"The JPEG has more than {limits.jpeg_scans_max} scans.")
-    if work.steps > _JPEG_STEPS_MAX:
-        raise Rejected("image_too_complex", "The JPEG is cut into too many segments.")
+        jpeg_markers.check_work(data, scans_max=limits.jpeg_scans_max)
+    with _verdicts(kind):
+        if kind == "WEBP":
+            # Opening a WebP already allocates two canvases: 34 bytes that claim 9400 × 9400 cost 700 MB.
+            _check_pixels(kind, *_webp_size(data), frames=1, limits=limits)
+        # Without the list Pillow tries every format it knows, and starts Ghostscript on an EPS.
+        image = Image.open(BytesIO(data), formats=tuple(_CONTENT_TYPES))
+        width, height = image.size
+        # A phone's MPO holds further pictures behind the first; they are never decoded, so they do not count.
+        frames = 1 if kind == "JPEG" else getattr(image, "n_frames", 1)
+        _check_pixels(kind, width, height, frames=frames, limits=limits)
+        if kind == "JPEG":
+            # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes; it still reads, and so checks, every byte.
+            image.draft(None, _fit(width, height, limits.edge_px))
+        if kind == "PNG":
+            # load() alone accepts wrong checksums; verify() spoils the image it is called on.
+            Image.open(BytesIO(data), formats=("PNG",)).verify()
+        image.load()
+        return image, width, height
 
 
 def _check_pixels(kind: str, width: int, height: int, *, frames: int, limits: ImageLimits) -> None:
     if width < 1 or height < 1:
         raise Rejected("image_damaged", "The image says that it has no pixels.")
-    pixels_max = limits.pixels_max(kind)
-    if width * height * max(frames, 1) > pixels_max:
+    caps = {"JPEG": limits.jpeg_pixels_max, "PNG": limits.png_pixels_max, "WEBP": limits.webp_pixels_max}
+    if width * height * max(frames, 1) > caps[kind]:
         times = f" × {frames} frames" if frames > 1 else ""
         raise Rejected(
             "image_too_many_pixels",
-            f"The image has {width} × {height} pixels{times}; a {kind} may have {pixels_max / 1e6:g} million.",
+            f"The image has {width} × {height} pixels{times}; a {kind} may have {caps[kind] / 1e6:g} million.",
         )
 
 
@@ -203,18 +188,6 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
     raise ValueError(f"no WebP chunk: {chunk!r}")
-
-
-def _decode(image: "Image.Image", data: bytes, kind: str, size: tuple[int, int]) -> None:
-    from PIL import Image
-
-    if kind == "JPEG":
-        # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes; it still reads, and so checks, every byte.
-        image.draft(None, size)
-    if kind == "PNG":
-        # load() alone accepts wrong checksums; verify() spoils the image it is called on.
-        Image.open(BytesIO(data), formats=("PNG",)).verify()
-    image.load()
 
 
 def _orientation(image: "Image.Image") -> int:
@@ -241,24 +214,14 @@ def _fit(width: int, height: int, edge_px: int) -> tuple[int, int]:
 def _render(image: "Image.Image", size: tuple[int, int], orientation: int) -> "Image.Image":
     """Resize first, while there is one pass over many pixels, then do everything else on few."""
     from PIL import Image
-    from PIL.Image import Transpose
 
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
     profile = image.info.get("icc_profile")
     image = _resizable(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     if image.mode == "I":
         # 16-bit grey: Pillow's own conversion to 8 bits clips at 255 instead of scaling.
         image = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
-    if orientation in turns:
-        image = image.transpose(turns[orientation])
+    if orientation > 1:
+        image = image.transpose(Image.Transpose[_TURNS[orientation - 2]])
     image = _to_srgb(_on_white(image), profile)
     # The encoder copies a comment, if it finds one; nothing of the original may travel on.
     image.info.clear()
@@ -315,25 +278,19 @@ def _encode(image: "Image.Image", limits: ImageLimits) -> bytes:
 
 
 @contextmanager
-def _damage_verdict(kind: str) -> Iterator[None]:
-    """Turn whatever a decoder trips over into a verdict on the file."""
+def _verdicts(kind: str) -> Iterator[None]:
+    """Turn whatever Pillow trips over into a verdict on the file."""
     from PIL import Image
 
     try:
         yield
-    except (Rejected, MemoryError):
+    except Rejected:
         raise
     except Image.DecompressionBombError as exc:
         raise Rejected("image_too_many_pixels") from exc
-    except Exception as exc:
-        # Pillow promises no closed list: OSError, SyntaxError, ValueError, EOFError, struct.error all mean this.
-        raise Rejected("image_damaged", f"The {kind} is damaged or incomplete; save it again and upload it.") from exc
-
-
-@contextmanager
-def _memory_verdict() -> Iterator[None]:
-    try:
-        yield
     except MemoryError as exc:
         # Sound files under the caps fit with room to spare, so it is the file that asks for too much.
         raise Rejected("image_too_complex", "The image needs too much memory to read.") from exc
+    except Exception as exc:
+        # Pillow promises no closed list: OSError, SyntaxError, ValueError, EOFError, struct.error all mean this.
+        raise Rejected("image_damaged", f"The {kind} is damaged or incomplete; save it again and upload it.") from exc

@@ -3,6 +3,11 @@
 import re
 from dataclasses import dataclass
 
+from common.errors import Rejected
+
+# Each step costs Pillow about a microsecond; cameras write some hundred segments, and padding of up to 64 KB.
+_STEPS_MAX = 100_000
+
 # Stuffed zeros, TEM, restart markers and fill bytes carry no segment (ITU-T T.81, B.1.1). The pattern starts with
 # one literal byte so that `re` uses memchr: 2.8 GB/s over the bulk of a scan. A leading `\xff+` would be twenty
 # times slower and quadratic over fill bytes.
@@ -21,6 +26,18 @@ class JpegWork:
 
     scans: int
     steps: int
+
+
+def check_work(data: bytes, *, scans_max: int) -> None:
+    """Refuse a JPEG that costs far more time than its pixels suggest; raises Rejected("image_too_complex").
+
+    Each scan is a pass over all coefficients: 1 MB with 40,000 scans burns 20 s.
+    """
+    work = walk(data, scans_max=scans_max, steps_max=_STEPS_MAX)
+    if work.scans > scans_max:
+        raise Rejected("image_too_complex", f"The JPEG has more than {scans_max} scans; save it as a plain JPEG.")
+    if work.steps > _STEPS_MAX:
+        raise Rejected("image_too_complex", "The JPEG is cut into too many segments; save it as a plain JPEG.")
 
 
 def walk(data: bytes, *, scans_max: int, steps_max: int) -> JpegWork:

@@ -19,7 +19,7 @@ from ingest.intake import Intake
 
 def create_app(engine: Engine, settings: Settings) -> Starlette:
     """The ingest-push service. Its lifespan owns the worker processes that open photos."""
-    pushes = Pushes(settings, engine.push_key)
+    pushes = Pushes(settings, engine.push_key, engine.now)
     workers = Workers(
         count=settings.image_workers, memory_bytes_max=settings.image_memory_bytes_max, preload=imaging.PRELOAD
     )

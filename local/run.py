@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -139,6 +140,8 @@ async def model(settings: Settings) -> AsyncIterator[Settings]:
         yield settings
         return
     async with stand_in() as url:
+        # A proxy in the environment is meant for the world outside; the model's client would use it for this too.
+        os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
         update = {"stand_in": True, "gemini_api_key": "stand-in", "gemini_base_url": url}
         yield Settings.model_validate(settings.model_dump() | update)
 

@@ -20,7 +20,7 @@ from notifier.webhooks import owner_secret
 
 def create_app(engine: Engine, settings: Settings) -> Starlette:
     """The notifier-api service. Raises SettingsError if nobody could sign in or webhooks could not be signed."""
-    users = Users(settings)
+    users = Users(settings, engine.now)
     if settings.webhook_secret is None:
         raise SettingsError("webhooks could not be signed: set WEBHOOK_SECRET to 32 random bytes or more")
     master = settings.webhook_secret.get_secret_value()

@@ -20,7 +20,7 @@ connections_max = 100
 
 def create_app(engine: Engine, settings: Settings) -> Starlette:
     """The notifier-push service. Its client follows no redirects and takes nothing from the environment's proxies."""
-    pushes = Pushes(settings, engine.push_key)
+    pushes = Pushes(settings, engine.push_key, engine.now)
     limits = httpx2.Limits(max_connections=connections_max)
     client = httpx2.AsyncClient(
         follow_redirects=False, trust_env=False, limits=limits, timeout=settings.webhook_timeout_s

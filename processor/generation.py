@@ -133,8 +133,8 @@ class Generation:
         wait_s = max(self._calls.wait_s(call, work.waits) for call in waits)
         wake_at = now + timedelta(seconds=wait_s)
         code = waits[0].failure.code if waits[0].failure else code
-        if wake_at >= job.deadline_at:
-            # Waiting longer than the job may live is telling its owner nothing for half an hour.
+        if wake_at >= job.deadline_at or (code == "quota_exhausted" and job.lane == "interactive"):
+            # Waiting for longer than the job may live would tell its owner nothing for half an hour.
             failed = job.fail(JobError.of(code or "busy"), now)
             await end(self._engine, task, failed, now, self._settings, work)
             return

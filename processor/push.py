@@ -23,7 +23,7 @@ from processor.sweep import sweep
 
 def create_app(engine: Engine, settings: Settings) -> Starlette:
     """The processor-push service. Its lifespan owns the model's client and the workers that check pictures."""
-    pushes = Pushes(settings, engine.push_key)
+    pushes = Pushes(settings, engine.push_key, engine.now)
     workers = Workers(
         count=settings.image_workers, memory_bytes_max=settings.image_memory_bytes_max, preload=pictures.PRELOAD
     )

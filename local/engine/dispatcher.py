@@ -96,11 +96,15 @@ class Dispatcher:
                 except TimeoutError:
                     continue
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            for client in self._clients.values():
-                await client.aclose()
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop pushing at once; what was in flight is pushed again when the folder is opened next."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in self._clients.values():
+            await client.aclose()
 
     async def drain(self) -> int:
         """Push until nothing is due at the present time; answers how many deliveries were tried. For tests."""
