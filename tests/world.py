@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.applications import Starlette
 
 from common.job import Job
+from common.messages import Topic
 from common.ports import Engine, Stored
 from common.records import Work
 from common.settings import Settings
@@ -87,6 +88,13 @@ class World:
     async def run(self) -> None:
         """Let the bus deliver until nothing is due at this moment."""
         await self.dispatcher.drain()
+
+    async def run_only(self, topic: Topic) -> None:
+        """Let the bus deliver what is due on one topic."""
+        only = {topic: push_routes(*self.private)[topic]}
+        dispatcher = self.embedded.dispatcher(only, PushPolicy())
+        await dispatcher.drain()
+        await dispatcher.aclose()
 
     async def sweep(self) -> None:
         """One round of every app's sweep, through its route, then let the bus deliver."""
