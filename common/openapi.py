@@ -122,7 +122,8 @@ def _operation(
     parameters: list[JsonObject] = [],  # noqa: B006
 ) -> JsonObject:
     problems = {str(status): _problem(status) for status in errors}
-    operation = {"operationId": name, "summary": summary, "responses": {**answers, **problems}}
+    tag = "health" if name in {"live", "ready", "health"} else "jobs"
+    operation = {"operationId": name, "summary": summary, "tags": [tag], "responses": {**answers, **problems}}
     return {**operation, "parameters": parameters} if parameters else operation
 
 

@@ -1,6 +1,7 @@
 """The paid calls of one claim and their lines in the ledger. Nothing is stored here."""
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -18,6 +19,8 @@ log = logger(__name__)
 
 _wait_min_s = 2.0
 _wait_max_s = 300.0
+# No user can mend these: somebody who runs the service has to look.
+_OPERATORS = frozenset({"service_config", "model_retired", "quota_exhausted"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ class Calls:
             answer = await self._model.generate(ask)
         except ModelFailure as exc:
             fields = {"job_id": job.id, "image": attempt.image, "code": exc.code, "action": exc.action}
-            log.warning("model.failed", extra={**fields, "billed": exc.billed, "detail": exc.detail})
+            level = logging.ERROR if exc.code in _OPERATORS else logging.WARNING
+            log.log(level, "model.failed", extra={**fields, "billed": exc.billed, "detail": exc.detail})
             return Called(attempt, failure=exc)
         fields = {"job_id": job.id, "image": attempt.image, "model_ms": answer.model_ms}
         log.info("model.answered", extra={**fields, "model": answer.model_version})

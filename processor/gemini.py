@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,11 @@ class Gemini:
             raise
         except Exception as exc:
             raise from_exception(exc) from exc
+
+    async def warm(self) -> None:
+        """Import the SDK and build its client now, so that the first call does not pay for it. Never raises."""
+        with suppress(Exception):
+            await self._opened()
 
     async def aclose(self) -> None:
         """Close connections; safe to repeat. A later `generate` opens a new client."""

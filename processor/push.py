@@ -1,5 +1,6 @@
 """The private processor app: what the bus and the scheduler call. No user reaches it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -39,9 +40,11 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await workers.start()
+        warming = asyncio.create_task(model.warm())
         try:
             yield
         finally:
+            await warming
             await workers.aclose()
             await model.aclose()
 
