@@ -26,8 +26,10 @@ class WebhookRequest(BaseModel):
     @classmethod
     def _absolute(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username or not url.isprintable():
+        if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username or parts.port == 0:
             raise ValueError("must be an absolute http(s) URL without a user name")
+        if not url.isprintable() or " " in url:
+            raise ValueError("must hold no spaces or control characters")
         return url
 
 
@@ -42,7 +44,7 @@ class JobRequest(BaseModel):
     negative_prompt: str | None = Field(None, description="What the picture must not show; up to 1,000 characters.")
     aspect_ratio: Label | None = Field(None, examples=["3:4"])
     size: Label | None = Field(None, examples=["1K"])
-    num_images: int = Field(1, ge=1, le=4)
+    num_images: int = Field(1, ge=1, le=4, strict=True)
     model: Label | None = None
     content_type: Literal["image/jpeg", "image/png", "image/webp"] = Field(
         "image/jpeg", description="What will be uploaded; the signed URL takes no other type."
@@ -51,6 +53,14 @@ class JobRequest(BaseModel):
         default_factory=dict, max_length=16, description="Up to 16 strings of yours, returned with the job."
     )
     webhook: WebhookRequest | None = None
+
+    @field_validator("metadata")
+    @classmethod
+    def _storable(cls, metadata: dict[str, str]) -> dict[str, str]:
+        # Firestore keeps such names for itself.
+        if any(name.startswith("__") and name.endswith("__") for name in metadata):
+            raise ValueError("names must not begin and end with two underscores")
+        return metadata
 
 
 class JobList(BaseModel):

@@ -59,11 +59,11 @@ def create_app(
 
 def _verify(request: Request, check: CheckSignature, now: datetime) -> None:
     raw_path: bytes = request.scope["raw_path"]
-    query = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
+    query = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
     headers: dict[str, str] = {}
     for name, value in request.headers.items():
         headers[name] = f"{headers[name]},{value}" if name in headers else value
-    verify(request.method, raw_path.decode("ascii"), query, headers, check=check, now=now)
+    verify(request.method, raw_path.decode("latin-1"), query, headers, check=check, now=now)
 
 
 async def _put(request: Request, blobs: FileBlobs, bucket: str, name: str) -> Response:
