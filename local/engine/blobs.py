@@ -113,12 +113,12 @@ class FileBlobs:
         return None if row is None else _blob(row)
 
     async def download(self, bucket: str, name: str, target: Path, *, generation: int | None = None) -> Blob:
-        """See BlobStore.download. A hard link where the file system allows: objects are never changed in place."""
+        """See BlobStore.download. A copy, not a link: what the caller does to its file must not reach the object."""
         blob, path = await self.locate(bucket, name)
         if generation is not None and blob.generation != generation:
             raise NotFound(f"{bucket}/{name} was overwritten since generation {generation}")
         try:
-            await asyncio.to_thread(_link, path, target)
+            await asyncio.to_thread(shutil.copyfile, path, target)
         except FileNotFoundError as exc:
             raise NotFound(f"{bucket}/{name} was deleted") from exc
         return blob
@@ -225,21 +225,12 @@ def _notification(blob: Blob, md5: bytes) -> tuple[bytes, dict[str, str]]:
 def _write(path: Path, data: bytes | Path) -> None:
     try:
         if isinstance(data, Path):
-            _link(data, path)
+            shutil.copyfile(data, path)
         else:
             path.write_bytes(data)
     except OSError as exc:
+        path.unlink(missing_ok=True)
         raise Unavailable(f"the data folder does not take objects: {exc.strerror}") from exc
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        # Another file system, or one without links.
-        shutil.copyfile(source, target)
 
 
 def _seal(path: Path) -> tuple[int, bytes]:

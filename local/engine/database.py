@@ -5,11 +5,12 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.errors import DarkroomError, Unavailable
+from common.errors import Unavailable
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -36,8 +37,15 @@ CREATE TABLE IF NOT EXISTS messages (
 CREATE INDEX IF NOT EXISTS messages_due ON messages (topic, due_at) WHERE dead_at IS NULL;
 CREATE INDEX IF NOT EXISTS messages_dead ON messages (dead_at) WHERE dead_at IS NOT NULL;
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT OR IGNORE INTO counters VALUES ('version', 0);
+INSERT OR IGNORE INTO counters VALUES ('version', 0), ('changed_at', 0);
 """
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    work: Work[Any]
+    future: asyncio.Future[Any]
+    then: Callable[[Any], None] | None
 
 
 class Database:
@@ -45,7 +53,7 @@ class Database:
 
     A write is on the disk when its await returns (WAL, synchronous=FULL), so a kill or a power cut takes
     back nothing that was answered. Several processes may open the same file. Raises Unavailable when
-    SQLite fails (disk full, file locked for 10 s); DarkroomErrors raised by the work itself pass through.
+    SQLite fails (disk full, file locked for 10 s); what the work itself raises passes through.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,20 +62,27 @@ class Database:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlite-reader")
         self._write_connection: sqlite3.Connection | None = None
         self._read_connection: sqlite3.Connection | None = None
-        self._waiting: deque[tuple[Work[Any], asyncio.Future[Any]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._flusher: asyncio.Task[None] | None = None
 
-    async def write(self, work: Work[T]) -> T:
-        """Run `work` inside a transaction of its own making; it is rolled back alone if it raises."""
+    async def write(self, work: Work[T], *, then: Callable[[T], None] | None = None) -> T:
+        """Run `work` inside a transaction of its own making; it is rolled back alone if it raises.
+
+        `then` gets the result as soon as it is on the disk, in the order of the writes and also if the caller
+        was cancelled meanwhile: the write stands, so whoever must hear of it does.
+        """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((work, future))
+        self._waiting.append(_Waiting(work, future, then))
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush())
         return await future
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work`, which must not write, on a snapshot no older than the last finished write."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+        """Run `work`, which must not write; it sees at least every finished write."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+        except RuntimeError as exc:
+            raise Unavailable(f"the database at {self._path.name} is closed") from exc
 
     async def aclose(self) -> None:
         """Finish what waits, then close the file."""
@@ -83,14 +98,13 @@ class Database:
         while self._waiting:
             batch = list(self._waiting)
             self._waiting.clear()
-            results = await loop.run_in_executor(self._writer, self._run_batch, [work for work, _ in batch])
-            for (_, future), result in zip(batch, results, strict=True):
-                if future.cancelled():
-                    continue
-                if isinstance(result, BaseException):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
+            try:
+                results = await loop.run_in_executor(self._writer, self._run_batch, [write.work for write in batch])
+            except RuntimeError as exc:
+                # The pool is shut down; nobody may wait for ever for that.
+                results = [_unavailable(f"the database at {self._path.name} is closed", exc)] * len(batch)
+            for write, result in zip(batch, results, strict=True):
+                _answer(write, result)
 
     def _run_batch(self, batch: list[Work[Any]]) -> list[Any]:
         try:
@@ -102,12 +116,12 @@ class Database:
                 results = [_run_one(connection, work) for work in batch]
                 connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                # SQLite has rolled back by itself after some failures, a full disk among them.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 raise
-        except sqlite3.Error as exc:
-            unavailable = Unavailable(f"the database at {self._path.name} does not take writes: {exc}")
-            unavailable.__cause__ = exc
-            return [unavailable] * len(batch)
+        except (sqlite3.Error, OSError) as exc:
+            return [_unavailable(f"the database at {self._path.name} does not take writes: {exc}", exc)] * len(batch)
         return results
 
     def _read(self, work: Work[T]) -> T:
@@ -115,7 +129,7 @@ class Database:
             if self._read_connection is None:
                 self._read_connection = _open(self._path)
             return work(self._read_connection)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, OSError) as exc:
             raise Unavailable(f"the database at {self._path.name} cannot be read: {exc}") from exc
 
 
@@ -135,11 +149,28 @@ def from_micros(micros: int) -> datetime:
     return _EPOCH + timedelta(microseconds=micros)
 
 
+def _answer(write: _Waiting, result: Any) -> None:
+    if write.then is not None and not isinstance(result, BaseException):
+        try:
+            write.then(result)
+        except Exception as exc:
+            result = exc
+    if write.future.cancelled():
+        return
+    if isinstance(result, BaseException):
+        write.future.set_exception(result)
+    else:
+        write.future.set_result(result)
+
+
 def _run_one(connection: sqlite3.Connection, work: Work[Any]) -> Any:
     connection.execute("SAVEPOINT one")
     try:
         result = work(connection)
-    except (DarkroomError, ValueError) as exc:
+    except sqlite3.Error:
+        # The file's trouble, so everybody's in this batch.
+        raise
+    except Exception as exc:
         connection.execute("ROLLBACK TO one")
         connection.execute("RELEASE one")
         return exc
@@ -147,9 +178,19 @@ def _run_one(connection: sqlite3.Connection, work: Work[Any]) -> Any:
     return result
 
 
+def _unavailable(detail: str, cause: Exception) -> Unavailable:
+    error = Unavailable(detail)
+    error.__cause__ = cause
+    return error
+
+
 def _open(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-    connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=2000;")
-    connection.executescript(_SCHEMA)
+    try:
+        connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=2000;")
+        connection.executescript(_SCHEMA)
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection

@@ -69,7 +69,9 @@ def _verify(request: Request, check: CheckSignature, now: datetime) -> None:
 async def _put(request: Request, blobs: FileBlobs, bucket: str, name: str) -> Response:
     low, high = _length_range(request)
     declared = request.headers.get("content-length")
-    if declared is not None and int(declared) > high:
+    if declared is not None and not (declared.isascii() and declared.isdigit()):
+        return _error(400, "InvalidArgument", "Content-Length is malformed.")
+    if declared is not None and (len(declared) > 18 or int(declared) > high):
         return _error(400, "EntityTooLarge", f"The upload is larger than the {high} bytes that were signed.")
     only_if_absent = request.headers.get("x-goog-if-generation-match") == "0"
     if only_if_absent and await blobs.stat(bucket, name) is not None:
@@ -80,6 +82,9 @@ async def _put(request: Request, blobs: FileBlobs, bucket: str, name: str) -> Re
     try:
         with draft.path.open("xb") as file:
             size = await _receive(request, file, high)
+        if declared is not None and size <= high and size != int(declared):
+            await blobs.discard(draft)
+            return _error(400, "IncompleteBody", "The upload has not the length that Content-Length says.")
         if not low <= size <= high:
             await blobs.discard(draft)
             code = "EntityTooLarge" if size > high else "EntityTooSmall"

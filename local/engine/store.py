@@ -1,13 +1,11 @@
 """The Store port on SQLite; twin of common/google/store.py."""
 
-import base64
-import binascii
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from common.documents import check_key, decode, encode
+from common.documents import check_key, check_owner, decode, encode, read_token, write_token
 from common.errors import Conflict, Rejected
 from common.ports import Change, Create, Delete, Page, Stored, Update
 from common.records import Record
@@ -38,23 +36,31 @@ class SqliteStore:
 
     async def commit(self, changes: Sequence[Change], *, save_id: str) -> tuple[Stored[Record] | None, ...]:
         """See Store.commit."""
+        places = [_place(change) for change in changes]
+        if len(set(places)) < len(places):
+            raise Rejected("unsafe_record", "a commit changes each record once")
         encoded = [b"" if isinstance(change, Delete) else encode(change.record) for change in changes]
         moment = self._now()
-        written = await self._database.write(lambda connection: _apply(connection, changes, encoded, save_id, moment))
         answers: list[Stored[Record] | None] = []
-        for change, row in zip(changes, written, strict=True):
-            if isinstance(change, Delete):
-                self._listener((change.kind, change.key))
-                answers.append(None)
-            elif row is not None:
-                stored = self._stored(type(change.record), row)
-                self._listener(stored.record)
-                answers.append(stored)
+
+        def tell(written: list[Row | None]) -> None:
+            for change, row in zip(changes, written, strict=True):
+                if isinstance(change, Delete):
+                    self._listener((change.kind, change.key))
+                    answers.append(None)
+                elif row is not None:
+                    stored = self._stored(type(change.record), row)
+                    self._listener(stored.record)
+                    answers.append(stored)
+
+        # Watchers hear of what was committed even if the committer was cancelled while it waited for the disk.
+        await self._database.write(lambda connection: _apply(connection, changes, encoded, save_id, moment), then=tell)
         return tuple(answers)
 
     async def page(self, kind: type[R], *, owner: str, limit: int, token: str | None = None) -> Page[R]:
         """See Store.page."""
-        before, before_key = _read_token(token) if token is not None else (2**62, "")
+        check_owner(owner)
+        before, before_key = read_token(kind, owner, token) if token is not None else (2**62, "")
         rows: list[tuple[bytes, int, int | None, int, str]] = await self._database.read(
             lambda connection: connection.execute(
                 "SELECT data, version, changed_at, created_at, key FROM records"
@@ -65,10 +71,11 @@ class SqliteStore:
         )
         items = tuple(self._stored(kind, row[:3]) for row in rows[:limit])
         more = len(rows) > limit
-        return Page(items, _write_token(rows[limit - 1][3], rows[limit - 1][4]) if more else None)
+        return Page(items, write_token(kind, owner, rows[limit - 1][3], rows[limit - 1][4]) if more else None)
 
     async def changed(self, kind: type[R], *, owner: str, since: datetime, limit: int) -> tuple[Stored[R], ...]:
         """See Store.changed."""
+        check_owner(owner)
         rows: list[Row] = await self._database.read(
             lambda connection: connection.execute(
                 "SELECT data, version, changed_at FROM records WHERE collection = ? AND owner = ? AND changed_at >= ?"
@@ -97,33 +104,51 @@ class SqliteStore:
         return Stored(record, str(version), self._now())
 
 
+def _place(change: Change) -> tuple[str, str]:
+    if isinstance(change, Delete):
+        check_key(change.key)
+        return change.kind.collection, change.key
+    return change.record.collection, change.record.key
+
+
 def _apply(
     connection: sqlite3.Connection, changes: Sequence[Change], encoded: Sequence[bytes], save_id: str, now: datetime
 ) -> list[Row | None]:
+    found = [
+        connection.execute(
+            "SELECT data, version, changed_at, save_id FROM records WHERE collection = ? AND key = ?", _place(change)
+        ).fetchone()
+        for change in changes
+    ]
+    mine = [row is not None and row[3] == save_id for change, row in zip(changes, found, strict=True)]
+    if any(mine):
+        # This very commit was applied before and its answer was lost; what it deleted may be there again.
+        if not all(own or isinstance(change, Delete) for change, own in zip(changes, mine, strict=True)):
+            raise Conflict("this commit was applied before, and a record has changed since")
+        return [row[:3] if own else None for row, own in zip(found, mine, strict=True)]
+    stamp = _stamp(connection, to_micros(now))
     written: list[Row | None] = []
-    for change, data in zip(changes, encoded, strict=True):
+    for change, data, row in zip(changes, encoded, found, strict=True):
         if isinstance(change, Delete):
-            where = (change.kind.collection, change.key)
-            connection.execute("DELETE FROM records WHERE collection = ? AND key = ?", where)
+            connection.execute("DELETE FROM records WHERE collection = ? AND key = ?", _place(change))
             written.append(None)
             continue
-        record = change.record
-        there = connection.execute(
-            "SELECT data, version, changed_at, save_id FROM records WHERE collection = ? AND key = ?",
-            (record.collection, record.key),
-        ).fetchone()
-        if there is not None and there[3] == save_id:
-            # This very commit was applied before and its answer was lost.
-            written.append(there[:3])
-            continue
-        _check_version(change, record, None if there is None else str(there[1]))
+        _check_version(change, change.record, None if row is None else str(row[1]))
         version = next_version(connection)
         connection.execute(
             "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (record.collection, record.key, version, save_id, data, *_index(record, now)),
+            (*_place(change), version, save_id, data, *_index(change.record, stamp)),
         )
-        written.append((data, version, to_micros(now)))
+        written.append((data, version, stamp))
     return written
+
+
+def _stamp(connection: sqlite3.Connection, now: int) -> int:
+    """The store's time of a commit: never behind an earlier one, though the machine's clock may be set back."""
+    row = connection.execute(
+        "UPDATE counters SET value = max(value, ?) WHERE name = 'changed_at' RETURNING value", (now,)
+    ).fetchone()
+    return int(row[0])
 
 
 def _check_version(change: Create | Update, record: Record, etag: str | None) -> None:
@@ -134,26 +159,13 @@ def _check_version(change: Create | Update, record: Record, etag: str | None) ->
         raise Conflict(f"{record.collection}/{record.key} changed since it was read")
 
 
-def _index(record: Record, now: datetime) -> tuple[str | None, int | None, int, str | None, int | None]:
+def _index(record: Record, stamp: int) -> tuple[str | None, int | None, int, str | None, int | None]:
     created_at = getattr(record, "created_at", None)
     wake_at = getattr(record, "wake_at", None)
     return (
         getattr(record, "owner", None) if created_at is not None else None,
         None if created_at is None else to_micros(created_at),
-        to_micros(now),
+        stamp,
         record.shard if wake_at is not None else None,
         None if wake_at is None else to_micros(wake_at),
     )
-
-
-def _write_token(created_at: int, key: str) -> str:
-    return base64.urlsafe_b64encode(f"{created_at}/{key}".encode()).decode().rstrip("=")
-
-
-def _read_token(token: str) -> tuple[int, str]:
-    try:
-        text = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()
-        created_at, key = text.split("/", 1)
-        return int(created_at), key
-    except (binascii.Error, ValueError) as exc:
-        raise Rejected("invalid_request", "the page_token was not given by this API; start without one") from exc

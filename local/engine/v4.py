@@ -39,7 +39,8 @@ class HmacKey:
         key_id, date, location = credential.split("/")[:3]
         if algorithm != HMAC_ALGORITHM or key_id != self.id:
             return False
-        return hmac.compare_digest(self._sign(date, location, text), signature)
+        # As bytes: `compare_digest` takes no text beyond ASCII, and anybody may send that.
+        return hmac.compare_digest(self._sign(date, location, text).encode(), signature.encode())
 
     def _sign(self, date: str, location: str, text: bytes) -> str:
         key = b"GOOG4" + self.secret
@@ -107,7 +108,7 @@ def _check_time(date: str, expires: str, now: datetime) -> None:
         signed_at = datetime.strptime(date, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     except ValueError as exc:
         raise BadSignature(400, "InvalidArgument", "X-Goog-Date is malformed.") from exc
-    if not (expires.isascii() and expires.isdigit() and 1 <= int(expires[:9]) <= expires_s_max):
+    if not (expires.isascii() and expires.isdigit() and len(expires) <= 6 and 1 <= int(expires) <= expires_s_max):
         raise BadSignature(400, "InvalidArgument", "X-Goog-Expires must be 1 to 604800.")
     if signed_at - now > timedelta(seconds=skew_s_max):
         raise BadSignature(403, "RequestNotYetValid", "The URL is not valid yet.")
