@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -20,6 +22,7 @@ from common.records import Work
 from common.settings import Settings
 from local.engine.dispatcher import Dispatcher, PushPolicy
 from local.engine.engine import EmbeddedEngine, new_id, open_engine
+from local.engine.push_tokens import PushTokens
 from local.server import complete, private_apps, public_app, push_routes
 
 JsonObject = dict[str, Any]
@@ -143,6 +146,7 @@ async def open_world(
         "public_url": "http://127.0.0.1",
         "image_workers": 1,
     }
+    _reuse_key(folder / "keys" / "push.pem")
     configured = complete(Settings(**(wanted | settings)), folder)
     random = Random(7)
     async with AsyncExitStack() as stack:
@@ -158,6 +162,21 @@ async def open_world(
             httpx2.AsyncClient(transport=transport, base_url=configured.api_url, timeout=None)
         )
         yield World(embedded, configured, clock, dispatcher, private, api, stand_in_url)
+
+
+@cache
+def _push_key() -> bytes:
+    """One RSA key a run: making it takes longer than most tests."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "push.pem")
+        PushTokens(path, lambda: datetime.now(UTC))
+        return path.read_bytes()
+
+
+def _reuse_key(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        path.write_bytes(_push_key())
 
 
 def jpeg(width: int = 320, height: int = 240, color: str = "teal", **more: Any) -> bytes:
