@@ -20,7 +20,7 @@ help: ## this list
 demo: $(RUN) ## one photo all the way through, on this machine (PHOTO=me.jpg; REAL=1 asks Gemini and spends money)
 	@.venv/bin/darkroom demo $(if $(PHOTO),--photo "$$PHOTO") $(if $(filter 1,$(REAL)),--real)
 
-serve: $(RUN) ## API and page on http://127.0.0.1:8080
+serve: $(RUN) ## the API on http://127.0.0.1:8080, its docs at /docs
 	@.venv/bin/darkroom serve
 
 test: $(DEV) ## every test but the long ones (ARGS="-k webhook")

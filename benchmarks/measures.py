@@ -89,12 +89,12 @@ async def idle(program: Program, seconds: float) -> float:
     return (program.usage().cpu_s - before.cpu_s) * 1000 / seconds
 
 
-async def create_rate(folder: Path, model_url: str, plan: Plan, *, uvloop: bool) -> Creates:
+async def create_rate(folder: Path, model_url: str, plan: Plan) -> Creates:
     """How many jobs a server on one core opens in a second; the clients run on the other cores.
 
     A server of its own, because the jobs that are never uploaded to would occupy its sweeps.
     """
-    with programs.darkroom(folder, model_url, uvloop=uvloop) as program, _one_core_each(program) as pinned:
+    with programs.darkroom(folder, model_url) as program, _one_core_each(program) as pinned:
         async with opened() as session:
             subject = Darkroom(session, program.url)
             await creates(subject, clients=plan.creates_clients, seconds=1)
@@ -139,11 +139,9 @@ async def uploads(
     return Uploads(bytes_per_s, clients, len(statuses), seconds, health_ms, lost)
 
 
-async def endurance(
-    folder: Path, model_url: str, photo: bytes, plan: Plan, *, seconds: float, uvloop: bool
-) -> Endurance:
+async def endurance(folder: Path, model_url: str, photo: bytes, plan: Plan, *, seconds: float) -> Endurance:
     """Memory of a fresh server's process tree over many jobs; as many as the seconds allow."""
-    with programs.darkroom(folder, model_url, uvloop=uvloop) as program:
+    with programs.darkroom(folder, model_url) as program:
         await warm(program, photo)
         rss: dict[int, Usage] = {0: program.usage()}
         done, lost, started = 0, list[str](), time.perf_counter()

@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 0 whatever the figures say, 1 if a job of Darkroom's was lost."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description="Measure the pipeline here.")
     parser.add_argument("--quick", action="store_true", help="45 s: one round, few jobs")
-    parser.add_argument("--uvloop", action="store_true", help="run Darkroom's server on uvloop")
     parser.add_argument("--output", type=Path, default=OUTPUT / "pipeline.json", help="where the JSON goes")
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
             plan = QUICK if options.quick else Plan()
-            findings = runner.run(run(plan, folder, console, quick=options.quick, uvloop=options.uvloop))
+            findings = runner.run(run(plan, folder, console, quick=options.quick))
     except KeyboardInterrupt:
         return 130
     finally:
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if lost or any(uploads) else 0
 
 
-async def run(plan: Plan, folder: Path, console: Console, *, quick: bool, uvloop: bool) -> Findings:
+async def run(plan: Plan, folder: Path, console: Console, *, quick: bool) -> Findings:
     """All measures, one after the other; the last one gets the time that is left."""
     started = time.perf_counter()
     photo = await asyncio.to_thread(_prepare, folder)
@@ -71,12 +70,12 @@ async def run(plan: Plan, folder: Path, console: Console, *, quick: bool, uvloop
         console.print("Starting the stand-in, Darkroom and both handlers …", style="dim")
         model = stack.enter_context(programs.stand_in(folder))
         starting = (
-            programs.darkroom(folder / "a", model.url, uvloop=uvloop),
+            programs.darkroom(folder / "a", model.url),
             programs.handler("async", folder, model.url),
             programs.handler("threads", folder, model.url),
         )
         subjects = await asyncio.gather(*(asyncio.to_thread(stack.enter_context, each) for each in starting))
-        findings = Findings(machine(folder), setup(plan, photo, uvloop=uvloop), quick)
+        findings = Findings(machine(folder), setup(plan, photo), quick)
         for program in subjects:
             await measures.warm(program, photo)
         findings.idle_ms_per_s = await measures.idle(subjects[0], plan.idle_s)
@@ -93,11 +92,11 @@ async def run(plan: Plan, folder: Path, console: Console, *, quick: bool, uvloop
         for program in reversed(subjects):
             program.process.stdin.close()
         console.print("Creating jobs on one core …", style="dim")
-        findings.creates = await measures.create_rate(folder / "b", model.url, plan, uvloop=uvloop)
+        findings.creates = await measures.create_rate(folder / "b", model.url, plan)
         console.print(f"{plan.endurance_jobs:,} jobs with a small photo …", style="dim")
         left_s = plan.budget_s - _reserve_s - (time.perf_counter() - started)
         findings.endurance = await measures.endurance(
-            folder / "c", model.url, small_photo(), plan, seconds=max(3.0, left_s), uvloop=uvloop
+            folder / "c", model.url, small_photo(), plan, seconds=max(3.0, left_s)
         )
     findings.seconds = time.perf_counter() - started
     return findings
@@ -141,14 +140,14 @@ def machine(folder: Path) -> dict[str, str]:
     }
 
 
-def setup(plan: Plan, photo: bytes, *, uvloop: bool) -> dict[str, str]:
+def setup(plan: Plan, photo: bytes) -> dict[str, str]:
     """What was measured."""
     return {
         "Photo": f"{describe(photo)}, baseline JPEG; the model answers one canned JPEG after 0 ms",
         "Load": f"from one more process on the same cores; up to {plan.rounds} round(s) in turns,"
         f" {plan.capacity_s:g} s with {plan.capacity_clients} jobs in flight and {plan.steady_s:g} s at"
         f" {plan.steady_per_s:g} jobs/s, evenly spaced",
-        "Darkroom": "`local.run.serve`, all five apps in one process" + (" on uvloop" if uvloop else ""),
+        "Darkroom": "`local.run.serve`, all five apps in one process",
     }
 
 

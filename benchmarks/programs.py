@@ -76,11 +76,11 @@ def stand_in(folder: Path, picture: Path | None = None) -> Iterator[Program]:
 
 
 @contextmanager
-def darkroom(folder: Path, model_url: str, *, uvloop: bool = False) -> Iterator[Program]:
+def darkroom(folder: Path, model_url: str) -> Iterator[Program]:
     """Darkroom's local server on a data folder of its own below `folder`."""
     arguments = ["-m", "benchmarks.service", "darkroom", "--folder", str(folder / "data")]
     environment = {"GEMINI_API_KEY": "benchmark", "GEMINI_BASE_URL": model_url}
-    with started("darkroom", folder, *arguments, *(["--uvloop"] if uvloop else []), **environment) as program:
+    with started("darkroom", folder, *arguments, **environment) as program:
         yield program
 
 

@@ -25,19 +25,18 @@ def main() -> None:
     parser.add_argument("subject", choices=("darkroom", "async", "threads"))
     parser.add_argument("--folder", type=Path, help="data folder of darkroom")
     parser.add_argument("--model-url", default="", help="whom a handler asks; darkroom reads GEMINI_BASE_URL")
-    parser.add_argument("--uvloop", action="store_true", help="run darkroom on uvloop; the handlers always do")
     options = parser.parse_args()
     # JSON lines to a file, as on Cloud Run: writing them is part of what a job costs.
     configure("INFO", people=False)
     if options.subject == "darkroom":
-        _run(_darkroom(options.folder), fast=options.uvloop)
+        _run(_darkroom(options.folder))
     else:
-        # `uvicorn handler:app` runs on uvloop wherever it is installed.
-        _run(_handler(options.model_url, blocking=options.subject == "threads"), fast=True)
+        _run(_handler(options.model_url, blocking=options.subject == "threads"))
 
 
-def _run(work: Coroutine[None, None, None], *, fast: bool) -> None:
-    with asyncio.Runner(loop_factory=auto_loop_factory() if fast else None) as runner:
+def _run(work: Coroutine[None, None, None]) -> None:
+    # As `darkroom serve` and `uvicorn handler:app` do: uvloop wherever it is installed.
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(work)
 
 

@@ -1,5 +1,6 @@
 """Who calls: users of the public apps, and pushes to the private ones. No route decides this for itself."""
 
+import math
 import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jwt
 from starlette.requests import Request
 
+from common.documents import is_text
 from common.errors import Rejected
 from common.settings import Settings, SettingsError
 from common.telemetry import logger
@@ -20,6 +22,7 @@ log = logger(__name__)
 PushKey = Callable[[str], Awaitable[object | None]]
 Clock = Callable[[], datetime]
 _clock_skew_s = 30
+_subject_chars_max = 255
 _removed = "SIGNATURE_REMOVED_BY_GOOGLE"
 # PyJWT asks the wall clock; ours is an argument, so `_check_times` does these three.
 _NO_TIMES: "Options" = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
@@ -39,7 +42,10 @@ class Users:
             raise SettingsError("nobody could sign in: set JWT_SECRET to 32 random bytes or more")
 
     def owner(self, request: Request) -> str:
-        """The caller as `{label}:{subject}`. Raises Rejected("unauthenticated")."""
+        """The caller as `{label}:{subject}`. Raises Rejected("unauthenticated").
+
+        No audience of ours is configured, so a token's `aud` is not looked at.
+        """
         if self._secret is None:
             assert self._local_owner is not None
             return self._local_owner
@@ -48,12 +54,12 @@ class Users:
                 _bearer(request),
                 self._secret.get_secret_value(),
                 algorithms=["HS256"],
-                options={**_NO_TIMES, "require": ["sub", "exp"]},
+                options={**_NO_TIMES, "require": ["exp"], "verify_aud": False, "verify_sub": False},
             )
             _check_times(claims, self._now())
         except jwt.InvalidTokenError as exc:
             raise Rejected("unauthenticated", "the bearer token is not valid or has expired") from exc
-        return f"jwt:{claims['sub']}"
+        return f"jwt:{_subject(claims)}"
 
 
 class Pushes:
@@ -71,13 +77,14 @@ class Pushes:
         self._settings = settings
         self._push_key = push_key
         self._now = now
+        self._checked: tuple[str, dict[str, Any]] = ("", {})
 
     async def check(self, request: Request) -> None:
         """Raise Rejected("unauthenticated") unless the push carries our subscription's token."""
         token = _bearer(request)
         try:
             claims = await self._claims(token)
-        except (jwt.InvalidTokenError, ValueError) as exc:
+        except (jwt.PyJWTError, ValueError) as exc:
             log.warning("push.refused", extra={"reason": type(exc).__name__})
             raise Rejected("unauthenticated", "the push token is not valid") from exc
         if claims.get("email") != self._settings.push_email or claims.get("email_verified") is not True:
@@ -85,6 +92,15 @@ class Pushes:
             raise Rejected("unauthenticated", "the push token belongs to somebody else")
 
     async def _claims(self, token: str) -> dict[str, Any]:
+        # A subscription sends the same token for an hour: its signature is checked once, its times always.
+        known, claims = self._checked
+        if token != known:
+            claims = await self._verified(token)
+            self._checked = (token, claims)
+        _check_times(claims, self._now())
+        return claims
+
+    async def _verified(self, token: str) -> dict[str, Any]:
         key: object = ""
         verify_signature = self._settings.push_auth == "oidc"
         if verify_signature:
@@ -110,7 +126,6 @@ class Pushes:
                 "verify_iss": True,
             },
         )
-        _check_times(claims, self._now())
         return claims
 
 
@@ -118,12 +133,23 @@ def _check_times(claims: dict[str, Any], now: datetime) -> None:
     """Raise InvalidTokenError unless `exp` lies ahead and `nbf` and `iat` do not, by RFC 7519 and 30 s of skew."""
     moment = now.timestamp()
     times = {name: claims[name] for name in ("exp", "nbf", "iat") if name in claims}
-    if any(isinstance(time, bool) or not isinstance(time, int | float) for time in times.values()):
+    if not all(_is_time(time) for time in times.values()):
         raise jwt.DecodeError("a time in the token is no number")
     if moment > times["exp"] + _clock_skew_s:
         raise jwt.ExpiredSignatureError("the token has expired")
     if any(times[name] > moment + _clock_skew_s for name in ("nbf", "iat") if name in times):
         raise jwt.ImmatureSignatureError("the token is not valid yet")
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _subject(claims: dict[str, Any]) -> str:
+    subject = claims.get("sub")
+    if isinstance(subject, str) and 1 <= len(subject) <= _subject_chars_max and is_text(subject):
+        return subject
+    raise Rejected("unauthenticated", f"the token's `sub` must be a text of 1 to {_subject_chars_max} characters")
 
 
 def _bearer(request: Request) -> str:

@@ -15,8 +15,15 @@ def cors(settings: Settings) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "idempotency-key", "prefer", "last-event-id"],
-            expose_headers=["location", "retry-after", "preference-applied"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "idempotency-key",
+                "prefer",
+                "last-event-id",
+                "x-request-id",
+            ],
+            expose_headers=["location", "retry-after", "preference-applied", "x-request-id"],
             max_age=3600,
         )
     ]

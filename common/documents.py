@@ -1,8 +1,14 @@
-"""Records as JSON documents, and the limits of Firestore that both engines keep; no storage."""
+"""Records as JSON documents, the limits of Firestore that both engines keep, and page tokens; no storage."""
 
+import base64
+import binascii
+import hashlib
 import json
 import re
+from datetime import datetime
 from typing import Any, TypeVar
+
+from pydantic_core import PydanticSerializationError
 
 from common.errors import Rejected
 from common.records import Record
@@ -11,21 +17,34 @@ R = TypeVar("R", bound=Record)
 
 # https://firebase.google.com/docs/firestore/quotas: names to 1,500 bytes, 20 levels of maps, 1 MiB a document.
 # We stop at 900 KB, because Firestore also counts field names and index entries.
-key_bytes_max = 1500
+name_bytes_max = 1500
 document_bytes_max = 900_000
 depth_max = 20
-_RESERVED = re.compile(r"__.*__")
+_RESERVED = re.compile(r"__.*__", re.DOTALL)
+_digest_bytes = 9
 
 
 def encode(record: Record) -> bytes:
-    """The record as UTF-8 JSON. Raises Rejected("unsafe_record") for what Firestore would refuse."""
+    """The record as UTF-8 JSON. Raises Rejected("unsafe_record") for what Firestore would refuse.
+
+    Also for a datetime without time zone, which no store could put in order.
+    """
     check_key(record.key)
-    text = record.__pydantic_serializer__.to_json(record)
+    for name in ("created_at", "wake_at"):
+        moment = getattr(record, name, None)
+        if isinstance(moment, datetime) and moment.tzinfo is None:
+            raise Rejected("unsafe_record", f"{record.collection}.{name} has no time zone")
+    try:
+        text = record.__pydantic_serializer__.to_json(record)
+    except PydanticSerializationError as exc:
+        raise Rejected("unsafe_record", f"{record.collection}/{record.key} cannot be written as JSON") from exc
     if len(text) > document_bytes_max:
         raise Rejected("unsafe_record", f"{record.collection}/{record.key} has {len(text):,} bytes, over 900,000")
-    # Depth and nested lists can only come from free-form fields, so the cheap test runs first.
-    if text.count(b"{") + text.count(b"[") > depth_max or b"[[" in text:
+    if record.free_form is None:
         _check_shape(json.loads(text), 0)
+    else:
+        for name in record.free_form:
+            _check_shape(getattr(record, name), 1)
     return text
 
 
@@ -38,13 +57,55 @@ def check_key(key: str) -> None:
     """Raise Rejected("unsafe_record") for a key that Firestore would not take as a document's name."""
     if (
         not key
-        or len(key.encode("utf-8", "surrogatepass")) > key_bytes_max
+        or len(key.encode("utf-8", "surrogatepass")) > name_bytes_max
         or "/" in key
         or key in {".", ".."}
         or _RESERVED.fullmatch(key)
-        or any(0xD800 <= ord(c) <= 0xDFFF for c in key)
+        or not is_text(key)
     ):
         raise Rejected("unsafe_record", f"{key[:40]!r} cannot be a key: 1-1500 bytes, no slash, not `__x__`")
+
+
+def is_text(text: str) -> bool:
+    """Whether it is Unicode text: lone surrogates, which JSON can smuggle in, have no UTF-8."""
+    return text.isascii() or not any(0xD800 <= ord(c) <= 0xDFFF for c in text)
+
+
+def check_owner(owner: str) -> None:
+    """Raise Rejected("invalid_request") for an owner that no record can have."""
+    if not is_text(owner):
+        raise Rejected("invalid_request", "the owner is not Unicode text")
+
+
+def write_token(kind: type[Record], owner: str, created_at: int, key: str) -> str:
+    """Where a page of the owner's records ended: microseconds since 1970 and key, for a URL."""
+    place = f"{created_at}/{key}".encode()
+    return base64.urlsafe_b64encode(_digest(kind, owner, place) + place).decode().rstrip("=")
+
+
+def read_token(kind: type[Record], owner: str, token: str) -> tuple[int, str]:
+    """`(created_at, key)` of a token. Raises Rejected("invalid_request") for any other text or listing.
+
+    The digest is no secret: it catches accidents, and what a forger could reach is his own listing.
+    """
+    try:
+        data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        place = data[_digest_bytes:]
+        created_at, _, key = place.decode().partition("/")
+        if write_token(kind, owner, int(created_at), key) == token and -(2**63) <= int(created_at) < 2**63:
+            return int(created_at), key
+    except (binascii.Error, ValueError) as exc:
+        raise _unknown_token() from exc
+    raise _unknown_token()
+
+
+def _unknown_token() -> Rejected:
+    return Rejected("invalid_request", "the page_token was not given by this API for this list; start without one")
+
+
+def _digest(kind: type[Record], owner: str, place: bytes) -> bytes:
+    named = b"\0".join([kind.collection.encode(), str(len(owner)).encode(), owner.encode(), place])
+    return hashlib.sha256(named).digest()[:_digest_bytes]
 
 
 def _check_shape(value: Any, depth: int, *, in_list: bool = False) -> None:
@@ -52,8 +113,8 @@ def _check_shape(value: Any, depth: int, *, in_list: bool = False) -> None:
         raise Rejected("unsafe_record", f"a record is nested deeper than {depth_max} levels")
     if isinstance(value, dict):
         for name, item in value.items():
-            if not name or _RESERVED.fullmatch(name):
-                raise Rejected("unsafe_record", f"{name!r} cannot be a field name")
+            if not name or _RESERVED.fullmatch(name) or len(name.encode()) > name_bytes_max:
+                raise Rejected("unsafe_record", f"{name[:40]!r} cannot be a field name")
             _check_shape(item, depth + 1)
     elif isinstance(value, list):
         if in_list:

@@ -42,11 +42,13 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "already_ended": Code(409, "The job has already ended", "Look at the job; an end never changes."),
         "conflict": Code(409, "Somebody else changed it first", "Read it again, then repeat.", True),
         "unavailable": Code(503, "A part of the service does not answer", "Try again in a few seconds.", True),
-        "internal": Code(500, "Something broke on our side", "Try again; if it stays, tell us the request id."),
+        "internal": Code(500, "Something broke on our side", "Try again; if it stays, tell us the `request_id`."),
         # The photo. A job ends with one of these; nothing was billed.
-        "upload_expired": Code(None, "No photo arrived in time", "Create a new job and upload within 15 minutes."),
+        "upload_expired": Code(
+            None, "No photo arrived in time", "Create a new job and upload before `upload_expires_at`."
+        ),
         "upload_empty": Code(None, "The uploaded file is empty", "Check that the file is complete, then upload it."),
-        "upload_too_large": Code(None, "The file is too large", "Send at most 10 MiB; export a smaller copy."),
+        "upload_too_large": Code(None, "The file is too large", "Export a smaller copy and upload that."),
         "not_an_image": Code(None, "The file is not a photo we read", "Send a JPEG, PNG or WebP photo."),
         "unsupported_image": Code(None, "We do not read this kind of image", "Export it as JPEG and upload that."),
         "image_damaged": Code(None, "The image is damaged", "Open and save it again, or take another photo."),
@@ -61,18 +63,19 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "no_image": Code(None, "The model answered without a picture", "Describe a picture, then try again.", True),
         "generation_failed": Code(None, "The model could not draw it", "Try again, or change the words.", True),
         "bad_output": Code(None, "The model's picture was damaged", "Try again.", True),
+        "not_kept": Code(None, "The picture was made but could not be kept", "Try again.", True),
         "invalid_input": Code(None, "The model cannot use this request", "Change the words, the photo or the size."),
         "busy": Code(None, "The model stayed busy", "Try again in some minutes.", True),
-        "quota_exhausted": Code(None, "Today's model quota is used up", "Try again tomorrow, or send a batch.", True),
+        "quota_exhausted": Code(None, "Today's model quota is used up", "Try again tomorrow.", True),
         "upstream_unavailable": Code(None, "The model could not be reached", "Try again in some minutes.", True),
         "timeout": Code(None, "The model did not answer in time", "Try again; the call may have been billed.", True),
         "service_config": Code(
             None, "The service may not use the model", "Tell the operator: key or rights are wrong."
         ),
-        "model_retired": Code(None, "The model is no longer offered", "Choose another model from `GET /v1/models`."),
+        "model_retired": Code(None, "The model is no longer offered", "Choose another model."),
         "deadline_exceeded": Code(None, "The job did not finish in time", "Try again later.", True),
         # Configuration and internals.
-        "unsafe_record": Code(500, "A record does not fit the store", "Tell us the request id."),
+        "unsafe_record": Code(500, "A record does not fit the store", "Tell us the `request_id`."),
     }
 )
 

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from common.errors import CODES, Rejected
+from common.ledger import Attempt, Billed, Cost
 from common.records import Model, Record
 
 
@@ -34,7 +35,6 @@ class Stage(StrEnum):
     STORING = "storing"
 
 
-Billed = Literal["yes", "no", "maybe"]
 S = Status
 
 # The whole machine; docs/job.md draws it and a test compares the two.
@@ -113,37 +113,6 @@ class Image(Model):
     error: JobError | None = None
 
 
-class Attempt(Model):
-    """One line of the paid-call ledger: written `sent` before the call leaves, settled after it.
-
-    `unknown` is a call whose outcome nobody saw; it counts against the cap as if it were paid.
-    """
-
-    image: int
-    fence: int
-    model: str
-    state: Literal["sent", "settled", "unknown"]
-    sent_at: datetime
-    settled_at: datetime | None = None
-    outcome: str | None = None
-    billed: Billed = "maybe"
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cost_usd: Decimal = Decimal(0)
-
-    @property
-    def counts(self) -> bool:
-        """Whether it uses up one of the image's paid calls: all do but those known to be free."""
-        return not (self.state == "settled" and self.billed == "no")
-
-
-class Cost(Model):
-    """US dollars: what the job may cost by the catalogue, and what its ledger says it did cost."""
-
-    quoted_usd: Decimal
-    settled_usd: Decimal = Decimal(0)
-
-
 class Timings(Model):
     """Milliseconds: until the photo was there, its check, the wait for a worker, the model's own time."""
 
@@ -164,6 +133,7 @@ class Job(Record):
     """What its owner may see of a job. Every method returns the next version and leaves this one alone."""
 
     collection: ClassVar[str] = "jobs"
+    free_form: ClassVar[tuple[str, ...] | None] = ("metadata",)
 
     id: str
     owner: str
@@ -238,7 +208,7 @@ class Job(Record):
 
         `model_ms` is the longest call of this claim, or None if none brought a picture.
         """
-        timings = self.timings.model_copy(update={"model_ms": model_ms or self.timings.model_ms})
+        timings = self.timings.model_copy(update={"model_ms": self.timings.model_ms if model_ms is None else model_ms})
         return self._show(images=images, stage=stage, timings=timings, **self._ledger(attempts))
 
     def settle_silently(self, attempts: tuple[Attempt, ...]) -> "Job":
@@ -253,10 +223,16 @@ class Job(Record):
             return self._advance(S.FAILED, error=failed[0], **changes)
         return self._advance(S.COMPLETED, partial=bool(failed), **changes)
 
-    def fail(self, error: JobError, now: datetime) -> "Job":
-        """It ends without a picture; `error` says why and what to do."""
-        images = tuple(i.model_copy(update={"status": "failed", "error": error}) for i in self.images)
-        return self._advance(S.FAILED, error=error, images=images, finished_at=now)
+    def give_up(self, error: JobError, now: datetime, attempts: tuple[Attempt, ...] | None = None) -> "Job":
+        """End it with what there is: every image still pending fails with `error`, and the job if none was kept."""
+        images = tuple(
+            image.model_copy(update={"status": "failed", "error": error}) if image.status == "pending" else image
+            for image in self.images
+        )
+        if any(image.status == "completed" for image in images):
+            return self.finish(images, attempts or self.attempts, now)
+        ledger = self._ledger(attempts or self.attempts)
+        return self._advance(S.FAILED, error=error, images=images, finished_at=now, **ledger)
 
     def cancel(self, now: datetime) -> "Job":
         """Its owner wants it no more. A call already sent still shows in the ledger and may cost."""

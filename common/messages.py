@@ -9,7 +9,7 @@ from common.job import Status
 
 
 class Topic(StrEnum):
-    """Each topic has one push subscription; the table in docs/architecture.md says who reads it."""
+    """Each topic has one push subscription, so one private app reads it."""
 
     UPLOAD_FINALIZED = "upload-finalized"
     JOB_QUEUED = "job-queued"
@@ -44,7 +44,7 @@ class UploadFinalized(Message):
 
 
 class JobQueued(Message):
-    """A job waits for a worker. `fence` is the claim count when it was queued, a hint for logs only."""
+    """A job waits for a worker. `fence` says how often it had been claimed when it was queued."""
 
     job_id: str
     fence: int = 0

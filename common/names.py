@@ -13,9 +13,14 @@ _ESCAPED = re.compile(r"(?:[A-Za-z0-9_-]|~[0-9A-F]{2})+")
 def encode_owner(owner: str) -> str:
     """An owner as one path segment: `[A-Za-z0-9_-]` stays, every other UTF-8 byte becomes `~XX`.
 
-    Injective, so that no two owners share a folder; nothing in it can climb out of one.
+    Injective, so that no two owners share a folder; nothing in it can climb out of one. Raises Rejected for
+    what is no Unicode text, as a token's subject may be.
     """
-    return "".join(chr(b) if chr(b) in _PLAIN else f"~{b:02X}" for b in owner.encode())
+    try:
+        raw = owner.encode()
+    except UnicodeEncodeError as exc:
+        raise Rejected("invalid_request", "the owner is not Unicode text") from exc
+    return "".join(chr(b) if chr(b) in _PLAIN else f"~{b:02X}" for b in raw)
 
 
 def decode_owner(segment: str) -> str:

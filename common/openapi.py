@@ -27,7 +27,9 @@ class Problem(BaseModel):
     code: str
     advice: str
     retryable: bool
-    errors: list[dict[str, str]] | None = None
+    errors: list[dict[str, str]] | None = Field(None, description="The wrong fields, 20 at most.")
+    errors_omitted: int | None = Field(None, description="How many wrong fields there are besides.")
+    request_id: str | None = Field(None, description="With status 500: what the log calls this request.")
 
 
 class Secret(BaseModel):

@@ -84,8 +84,11 @@ class Store(Protocol):
         """The owner's records with `changed_at >= since`, oldest change first."""
         ...
 
-    async def due(self, kind: type[R], *, shard: str, before: datetime, limit: int) -> tuple[Stored[R], ...]:
-        """Records of a shard with `wake_at <= before`, the longest due first."""
+    async def due(self, kind: type[R], *, shards: Sequence[str], before: datetime, limit: int) -> tuple[Stored[R], ...]:
+        """Records of up to 30 shards with `wake_at <= before`, the longest due first.
+
+        One that cannot be read is logged and left out, so that it hides nothing behind it.
+        """
         ...
 
 

@@ -1,19 +1,20 @@
 """Errors as application/problem+json (RFC 9457), the same for every app; no routes live here."""
 
-from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from common.errors import CODES, DarkroomError, Rejected
+from common.request_id import HEADER, request_id
 from common.telemetry import logger
 
 log = logger(__name__)
 
+fields_max = 20
+_name_chars_max = 80
 _BY_STATUS = {
     400: "malformed_request",
     401: "unauthenticated",
@@ -24,28 +25,40 @@ _BY_STATUS = {
 
 
 def problem(code: str, detail: str = "", *, headers: dict[str, str] | None = None, **extra: Any) -> Response:
-    """The answer for a code: title, status and advice from the table, `detail` for this case."""
+    """The answer for a code: title, status and advice from the table, `detail` for this case.
+
+    Raises KeyError for a code that only ends jobs: to answer a request with it is a bug.
+    """
     entry = CODES[code]
-    status = entry.status or HTTPStatus.UNPROCESSABLE_ENTITY
+    if entry.status is None:
+        raise KeyError(f"{code} ends a job and has no HTTP status")
     body = {
         "type": f"urn:darkroom:error:{code}",
         "title": entry.title,
-        "status": status,
+        "status": entry.status,
         "detail": detail or entry.title,
         "code": code,
         "advice": entry.advice,
         "retryable": entry.retryable,
         **extra,
     }
-    return JSONResponse(body, status, headers=headers, media_type="application/problem+json")
+    return JSONResponse(body, entry.status, headers=headers, media_type="application/problem+json")
 
 
 def invalid(error: ValidationError) -> Response:
-    """The answer for a body that does not fit its model; each wrong field is named, its value is not repeated."""
+    """The answer for a body that does not fit its model; wrong fields are named, their values are not repeated.
+
+    Names are the caller's too: the first 20 are told, cut short, and how many there are besides.
+    """
     listed = error.errors(include_input=False, include_url=False, include_context=False)
-    fields = [{"field": ".".join(map(str, e["loc"])) or "body", "message": e["msg"]} for e in listed]
-    detail = "; ".join(f"{f['field']}: {f['message']}" for f in fields[:3])
-    return problem("invalid_request", detail, errors=fields)
+    fields = [{"field": _name(e["loc"]), "message": e["msg"]} for e in listed[:fields_max]]
+    told = [f"{f['field']}: {f['message']}" for f in fields[:3]]
+    if len(listed) > len(told):
+        told.append(f"and {len(listed) - len(told):,} more")
+    extra: dict[str, Any] = {"errors": fields}
+    if len(listed) > fields_max:
+        extra["errors_omitted"] = len(listed) - fields_max
+    return problem("invalid_request", "; ".join(told), **extra)
 
 
 async def on_error(request: Request, error: Exception) -> Response:
@@ -53,24 +66,37 @@ async def on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ValidationError):
         return invalid(error)
     if isinstance(error, DarkroomError):
-        headers = {"retry-after": "5"} if CODES[error.code].status == 503 else None
+        status = error.entry.status
+        headers = {"retry-after": "5"} if status == 503 else None
         if error.code == "unauthenticated":
             headers = {"www-authenticate": "Bearer"}
-        return problem(error.code, error.detail, headers=headers)
+        return problem(error.code, error.detail, headers=headers, **(_traced(request) if status == 500 else {}))
+    if isinstance(error, ClientDisconnect):
+        log.info("request.abandoned", extra={"method": request.method, "path": request.url.path, **_traced(request)})
+        return problem("malformed_request", "the caller left before the body was complete")
     if isinstance(error, HTTPException):
         code = _BY_STATUS.get(error.status_code, "internal")
         return problem(code, headers=dict(error.headers or {}))
-    log.error("request.crashed", exc_info=error, extra={"method": request.method, "path": request.url.path})
-    return problem("internal")
+    traced = _traced(request)
+    log.error("request.crashed", exc_info=error, extra={"method": request.method, "path": request.url.path, **traced})
+    # Starlette answers bugs outside of all middleware, so the header is set here.
+    headers = {HEADER: traced["request_id"]} if traced else None
+    return problem("internal", headers=headers, **traced)
 
 
-HANDLERS: dict[Any, Any] = dict.fromkeys((DarkroomError, HTTPException, ValidationError, Exception), on_error)
+HANDLERS: dict[Any, Any] = dict.fromkeys(
+    (DarkroomError, HTTPException, ValidationError, ClientDisconnect, Exception), on_error
+)
 
 
 async def read_body(request: Request, *, bytes_max: int) -> bytes:
-    """The request's body, or Rejected("body_too_large") as soon as more than `bytes_max` is announced or read."""
+    """The request's body, or Rejected("body_too_large") as soon as more than `bytes_max` is announced or read.
+
+    Raises ClientDisconnect if the caller leaves before the end.
+    """
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > bytes_max:
+    # The length comes first: int() refuses thousands of digits.
+    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > bytes_max):
         raise Rejected("body_too_large", f"the body may have {bytes_max:,} bytes")
     chunks: list[bytes] = []
     size = 0
@@ -82,6 +108,11 @@ async def read_body(request: Request, *, bytes_max: int) -> bytes:
     return b"".join(chunks)
 
 
-def one_of(choices: Sequence[str]) -> str:
-    """A list for a person: `a, b or c`."""
-    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+def _traced(request: Request) -> dict[str, str]:
+    found = request_id(request)
+    return {} if found is None else {"request_id": found}
+
+
+def _name(place: tuple[int | str, ...]) -> str:
+    name = ".".join(map(str, place)) or "body"
+    return name if len(name) <= _name_chars_max else f"{name[: _name_chars_max - 1]}…"

@@ -25,6 +25,8 @@ class Record(Model):
     """
 
     collection: ClassVar[str]
+    free_form: ClassVar[tuple[str, ...] | None] = None
+    """Fields whose shape comes from strangers, to be checked at every commit (0.1 ms a record); None: check all."""
 
     @property
     def key(self) -> str:
@@ -67,6 +69,7 @@ class Work(Record):
     """
 
     collection: ClassVar[str] = "work"
+    free_form: ClassVar[tuple[str, ...] | None] = ()
 
     job_id: str
     owner: str
@@ -110,6 +113,7 @@ class Delivery(Record):
     """
 
     collection: ClassVar[str] = "deliveries"
+    free_form: ClassVar[tuple[str, ...] | None] = ()
 
     event_id: str
     job_id: str

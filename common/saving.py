@@ -1,5 +1,6 @@
 """Commit, then tell: how every service changes a job (rules 1 and 3). What changes is the callers' business."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar, cast
@@ -14,7 +15,7 @@ from common.telemetry import logger
 log = logger(__name__)
 
 R = TypeVar("R", bound=Record)
-sweep_page = 100
+sweep_page = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,11 @@ class Task:
 async def load(engine: Engine, job_id: str) -> Task:
     """The job and its Work. Raises NotFound.
 
-    They are read one after the other, so a commit may fall between; the versions are checked when saving.
+    The Work first: every change of a job changes it too, so if a commit falls between the two reads it is the Work
+    that is out of date, and whatever is saved on it is refused.
     """
-    job = await engine.store.get(Job, job_id)
     work = await engine.store.get(Work, job_id)
+    job = await engine.store.get(Job, job_id)
     if job is None or work is None:
         raise NotFound(f"there is no job {job_id}")
     return Task(job, work)
@@ -42,20 +44,33 @@ async def create(engine: Engine, job: Job, work: Work, *extra: Change) -> Task:
     return await _commit(engine, Create(job), Create(work), extra)
 
 
-async def save(engine: Engine, task: Task, job: Job, work: Work) -> Task:
-    """Replace both in one commit; a status the job has newly reached is marked untold. Raises Conflict."""
+async def save(engine: Engine, task: Task, job: Job, work: Work, *, save_id: str | None = None) -> Task:
+    """Replace both in one commit; a status newly reached is marked untold if somebody may want it. Raises Conflict.
+
+    That is every end, and what the job's webhook asks for. Whoever watches the job sees the rest on the feed.
+
+    Whoever repeats it after Unavailable gives the same `save_id` again, and is then told of the first success.
+    """
     before = task.job.record
-    if job.status != before.status:
+    if job.status != before.status and (job.done or (job.webhook is not None and job.status in job.webhook.events)):
         work = work.model_copy(update={"untold": (*work.untold, job.status)})
+    if job.status != before.status:
         log.info("job.advanced", extra={"job_id": job.id, "from": before.status, "to": job.status})
-    return await _commit(engine, Update(job, task.job.etag), Update(work, task.work.etag), ())
+    return await _commit(engine, Update(job, task.job.etag), Update(work, task.work.etag), (), save_id)
+
+
+async def save_work(engine: Engine, task: Task, work: Work) -> Task:
+    """Replace the Work alone, so that nobody sees the job change. Raises Conflict if either moved: both always do."""
+    (stored,) = await engine.store.commit([Update(work, task.work.etag)], save_id=engine.new_id())
+    return Task(task.job, cast(Stored[Work], stored))
 
 
 async def tell(engine: Engine, task: Task) -> Task:
     """Publish what the Work says is untold: first `job-changed`, then `job-queued`.
 
     That order is why a claim may clear both marks: who holds the `job-queued` knows that the other is out.
-    The marks of an ended job are cleared here, and its Work sleeps for good. Safe to repeat. Raises Unavailable.
+    The marks of an ended job are cleared here; its Work sleeps for good, or until something may be left to tidy up.
+    Safe to repeat. Raises Unavailable.
     """
     job, work = task.job.record, task.work.record
     for name in work.untold:
@@ -69,9 +84,8 @@ async def tell(engine: Engine, task: Task) -> Task:
         await engine.bus.publish(topic, JobQueued(job_id=job.id, fence=work.fence))
     if not job.done:
         return task
-    told = work.model_copy(update={"untold": (), "unqueued": False, "lease": None, "wake_at": None})
-    (stored,) = await engine.store.commit([Update(told, task.work.etag)], save_id=engine.new_id())
-    return Task(task.job, cast(Stored[Work], stored))
+    told = work.model_copy(update={"untold": (), "unqueued": False, "wake_at": _tidy_at(job, work)})
+    return await save_work(engine, task, told)
 
 
 async def try_tell(engine: Engine, task: Task) -> bool:
@@ -84,12 +98,29 @@ async def try_tell(engine: Engine, task: Task) -> bool:
     return True
 
 
-async def due_work(engine: Engine, desk: Desk, now: datetime) -> list[Stored[Work]]:
-    """Work that a desk owes a step, up to 100 of each shard, the longest due first within a shard."""
-    found: list[Stored[Work]] = []
-    for shard in shard_names(desk):
-        found += await engine.store.due(Work, shard=shard, before=now, limit=sweep_page)
-    return found
+async def sweep_each(engine: Engine, desk: Desk, look_after: Callable[[Task], Awaitable[None]]) -> int:
+    """Look after every job that a desk owes a step, up to 1,000, the longest due first; answers how many.
+
+    One that cannot be looked after is logged and does not keep the others from it.
+    """
+    now = engine.now()
+    due = await engine.store.due(Work, shards=shard_names(desk), before=now, limit=sweep_page)
+    for stored in due:
+        try:
+            task = await load(engine, stored.record.job_id)
+            if task.work.record.wake_at is not None and task.work.record.wake_at <= task.work.read_at:
+                await look_after(task)
+        except (Conflict, NotFound):
+            # Somebody else just took care of it.
+            continue
+        except Exception:
+            log.exception("sweep.stumbled", extra={"job_id": stored.record.job_id})
+    return len(due)
+
+
+def ending(work: Work, now: datetime, *, retell_s: int) -> Work:
+    """The Work of a job that ends: its news is owed, and the sweep tells it if nobody does. A lease may still run."""
+    return work.model_copy(update={"unqueued": False, "wake_at": now + timedelta(seconds=retell_s)})
 
 
 def requeue(work: Work, now: datetime, *, retell_s: int) -> Work:
@@ -100,8 +131,23 @@ def requeue(work: Work, now: datetime, *, retell_s: int) -> Work:
     )
 
 
-async def _commit(engine: Engine, job: Create | Update, work: Create | Update, extra: tuple[Change, ...]) -> Task:
-    written = await engine.store.commit([job, work, *extra], save_id=engine.new_id())
+async def _commit(
+    engine: Engine,
+    job: Create | Update,
+    work: Create | Update,
+    extra: tuple[Change, ...],
+    save_id: str | None = None,
+) -> Task:
+    written = await engine.store.commit([job, work, *extra], save_id=save_id or engine.new_id())
     if written[0] is None or written[1] is None:
         raise Conflict("the store did not say what it wrote")
     return Task(cast(Stored[Job], written[0]), cast(Stored[Work], written[1]))
+
+
+def _tidy_at(job: Job, work: Work) -> datetime | None:
+    """When something of an ended job may be left behind: a late upload, or the line and picture of a lost call."""
+    if work.desk is Desk.INGEST:
+        return job.deadline_at
+    if work.lease is not None and any(attempt.state == "sent" for attempt in job.attempts):
+        return work.lease.expires_at
+    return None

@@ -1,4 +1,4 @@
-"""Everything that can be set, read once from the environment; nothing else in the house reads it."""
+"""Everything that can be set for a service, read once from the environment; nothing is decided here."""
 
 from functools import cached_property
 from typing import Annotated, Literal, Self
@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     # The job.
     job_limit_s: int = Field(30 * 60, ge=1)
     results_days: int = Field(30, ge=1)
-    link_s: int = Field(3600, ge=60, le=12 * 3600)
+    link_s: int = Field(3600, ge=60, le=3600)
     retell_s: int = Field(60, ge=1)
 
     # Telling.
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     webhook_loopback: bool = False
     webhook_timeout_s: float = Field(15.0, gt=0)
     stream_s: int = Field(15 * 60, ge=1)
-    heartbeat_s: float = Field(15.0, gt=0)
+    heartbeat_s: int = Field(15, ge=1)
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -94,9 +94,17 @@ class Settings(BaseSettings):
         if not self.model_deadline_s < self.lease_s:
             problems.append("MODEL_DEADLINE_S must be below LEASE_S, e.g. 120 and 150")
         for name in ("public_url", "notifier_url"):
-            url = urlsplit(getattr(self, name))
-            if getattr(self, name) and (url.scheme not in {"http", "https"} or not url.netloc or url.query):
-                problems.append(f"{name.upper()} must be an http(s) origin, e.g. https://api.example.com")
+            if getattr(self, name) and not _is_base(getattr(self, name)):
+                problems.append(
+                    f"{name.upper()} must be an http(s) address without user name, query or fragment,"
+                    " e.g. https://api.example.com"
+                )
+        # Loaded here, because most of what reads settings needs no catalogue.
+        from common import catalogue
+
+        models = [model.name for model in catalogue.load().models]
+        if self.model not in models:
+            problems.append(f"MODEL must be one of {', '.join(models)}")
         if "*" in self.cors_origins:
             problems.append("CORS_ORIGINS must list origins; `*` would let any page use a caller's token")
         if len({self.uploads_bucket, self.inputs_bucket, self.results_bucket}) != 3:
@@ -127,6 +135,22 @@ def load(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as exc:
         raise SettingsError("\n".join(_explain(exc))) from exc
+
+
+def _is_base(text: str) -> bool:
+    """Whether a link may be made by putting a path behind it; a path before ours is fine."""
+    try:
+        url = urlsplit(text)
+        return (
+            url.scheme in {"http", "https"}
+            and bool(url.hostname)
+            and url.port != 0
+            and not any(c in text for c in "@?#")
+            and text.isprintable()
+            and " " not in text
+        )
+    except ValueError:
+        return False
 
 
 def _explain(error: ValidationError) -> list[str]:

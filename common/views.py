@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from common.job import Attempt, Cost, Image, Job, JobError, Kind, Photo, Stage, Status, Timings, Webhook
+from common.job import Image, Job, JobError, Kind, Photo, Stage, Status, Timings, Webhook
+from common.ledger import Attempt, Cost
 from common.ports import BlobStore
 from common.records import Model
 from common.settings import Settings

@@ -5,6 +5,7 @@ import json
 import re
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -14,9 +15,11 @@ from common.cors import cors
 from common.errors import NotFound, Rejected
 from common.health import health_routes
 from common.job import Job, Kind, Status
-from common.names import is_job_id, upload_name
+from common.lookup import check_job_id, find_job
+from common.names import upload_name
 from common.ports import Engine
 from common.problems import HANDLERS, read_body
+from common.request_id import RequestIds
 from common.settings import Settings
 from common.views import JobView, Upload, job_view, signed_view
 from ingest.docs import doc_routes
@@ -27,6 +30,7 @@ body_bytes_max = 64 * 1024
 wait_s_max = 60
 page_size_max = 100
 _scan_pages_max = 10
+_SMALL_NUMBER = re.compile(r"0|[1-9][0-9]{0,2}")
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})(?:$|[,;\s])")
 
 
@@ -60,7 +64,7 @@ class JobsApi:
     async def show(self, request: Request) -> Response:
         """GET /v1/jobs/{id}: the job with signed image URLs; `Prefer: wait=N` answers when it is done."""
         owner = self._users.owner(request)
-        job = await self._find(owner, request)
+        job = await find_job(self._engine, owner, request.path_params["job_id"])
         headers = {}
         preference = _PREFER_WAIT.search(request.headers.get("prefer", ""))
         if preference:
@@ -89,15 +93,17 @@ class JobsApi:
     async def cancel(self, request: Request) -> Response:
         """POST /v1/jobs/{id}/cancel: the cancelled job; its ledger shows a call that was already sent."""
         owner = self._users.owner(request)
-        job = await self._intake.cancel(owner, _job_id(request))
+        job_id = request.path_params["job_id"]
+        check_job_id(job_id)
+        job = await self._intake.cancel(owner, job_id)
         return _answer(job_view(job, self._settings))
 
     async def image(self, request: Request) -> Response:
         """GET /v1/jobs/{id}/images/{index}: 302 to the signed image, or its thumbnail."""
         owner = self._users.owner(request)
-        job = await self._find(owner, request)
-        index = int(request.path_params["index"])
-        if index >= len(job.images):
+        job = await find_job(self._engine, owner, request.path_params["job_id"])
+        index = _small_number(request.path_params["index"])
+        if index is None or index >= len(job.images):
             raise NotFound(f"job {job.id} has {len(job.images)} image(s), counted from 0")
         image = job.images[index]
         thumbnail = request.query_params.get("variant") == "thumbnail"
@@ -108,13 +114,6 @@ class JobsApi:
             raise Rejected("not_ready", f"job {job.id} is {job.status}")
         signed = await self._engine.blobs.sign_get(self._settings.results_bucket, name, expires_s=self._settings.link_s)
         return RedirectResponse(signed.url, 302, headers={"cache-control": "private, no-store"})
-
-    async def _find(self, owner: str, request: Request) -> Job:
-        job_id = _job_id(request)
-        stored = await self._engine.store.get(Job, job_id)
-        if stored is None or stored.record.owner != owner:
-            raise NotFound(f"there is no job {job_id}")
-        return stored.record
 
     async def _wait(self, job: Job, wait_s: int) -> Job:
         try:
@@ -135,11 +134,12 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/v1/jobs", jobs.page, methods=["GET"]),
         Route("/v1/jobs/{job_id}", jobs.show, methods=["GET"]),
         Route("/v1/jobs/{job_id}/cancel", jobs.cancel, methods=["POST"]),
-        Route("/v1/jobs/{job_id}/images/{index:int}", jobs.image, methods=["GET"]),
+        Route("/v1/jobs/{job_id}/images/{index}", jobs.image, methods=["GET"]),
         *doc_routes(settings),
         *health_routes(engine),
     ]
-    return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=cors(settings))
+    middleware = [Middleware(RequestIds, new_id=engine.new_id), *cors(settings)]
+    return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=middleware)
 
 
 async def _json(request: Request) -> object:
@@ -166,17 +166,16 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _job_id(request: Request) -> str:
-    job_id: str = request.path_params["job_id"]
-    if not is_job_id(job_id):
-        raise NotFound("a job id has 32 hex digits")
-    return job_id
-
-
 def _page_size(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= page_size_max):
+    size = _small_number(text)
+    if size is None or not 1 <= size <= page_size_max:
         raise Rejected("invalid_request", f"page_size: must be 1 to {page_size_max}")
-    return int(text)
+    return size
+
+
+def _small_number(text: str) -> int | None:
+    """0 to 999 in plain digits, else None; int() alone takes other scripts' digits and fails on thousands of them."""
+    return int(text) if _SMALL_NUMBER.fullmatch(text) else None
 
 
 def _status(text: str | None) -> Status | None:

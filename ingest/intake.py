@@ -1,6 +1,5 @@
 """What intake does: open a job, take in its photo, cancel it, and find what never came. No HTTP here."""
 
-import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from common.job import Job, JobError, Kind, Original, Photo, Stage, Status, Timi
 from common.messages import Topic, UploadFinalized
 from common.ports import Blob, Engine
 from common.records import Desk, Work
-from common.saving import Task, create, due_work, load, requeue, save, tell, try_tell
+from common.saving import Task, create, ending, load, requeue, save, save_work, sweep_each, tell, try_tell
+from common.scratch import scratch_files
 from common.settings import Settings
 from common.telemetry import logger
 from common.workers import WorkerDied, Workers, WorkerTimeout
@@ -93,23 +93,17 @@ class Intake:
                 await self._engine.blobs.delete(fact.bucket, fact.name)
                 return
             try:
-                await self._check(task, fact)
+                used = await self._check(task, fact)
             except Conflict:
                 continue
-            await self._engine.blobs.delete(fact.bucket, fact.name)
+            if used:
+                await self._engine.blobs.delete(fact.bucket, fact.name)
             return
         raise Conflict(f"job {job_id} keeps changing")
 
     async def sweep(self) -> int:
         """Find uploads nobody announced, expire what never came, tell what stayed untold; answers how many."""
-        due = await due_work(self._engine, Desk.INGEST, self._engine.now())
-        for stored in due:
-            try:
-                await self._look_after(await load(self._engine, stored.record.job_id))
-            except (Conflict, NotFound):
-                # Somebody else just took care of it.
-                continue
-        return len(due)
+        return await sweep_each(self._engine, Desk.INGEST, self._look_after)
 
     async def _awaiting(self, owner: str, job_id: str) -> Task | None:
         try:
@@ -120,19 +114,25 @@ class Intake:
             raise Rejected("not_found", "the upload lies in a folder of another owner")
         return task if task.job.record.status is Status.AWAITING_UPLOAD else None
 
-    async def _check(self, task: Task, fact: UploadFinalized) -> None:
+    async def _check(self, task: Task, fact: UploadFinalized) -> bool:
+        """Whether the photo was accepted or refused; False if it is not there any more but another one is."""
         job = task.job.record
         if job.stage is not Stage.VALIDATING:
             task = await save(self._engine, task, job.validating(), task.work.record)
             job = task.job.record
         try:
             photo = await self._shrink_and_keep(job, fact)
+        except NotFound as exc:
+            if await self._engine.blobs.stat(fact.bucket, fact.name) is not None:
+                # Deleted and uploaded again: that photo has an event of its own.
+                return False
+            raise Retryable("unavailable", f"the photo of job {job.id} is not there (yet)") from exc
         except Rejected as exc:
             log.info("photo.refused", extra={"job_id": job.id, "code": exc.code})
             now = self._engine.now()
-            failed = job.fail(JobError.of(exc.code, detail=exc.detail), now)
+            failed = job.give_up(JobError.of(exc.code, detail=exc.detail), now)
             await tell(self._engine, await save(self._engine, task, failed, self._ending(task.work.record, now)))
-            return
+            return True
         now = self._engine.now()
         accepted = job.accept(photo, _timings(job, fact, now), now, now + self._job_limit)
         work = task.work.record.model_copy(
@@ -144,17 +144,14 @@ class Intake:
             }
         )
         await tell(self._engine, await save(self._engine, task, accepted, work))
+        return True
 
     async def _shrink_and_keep(self, job: Job, fact: UploadFinalized) -> Photo:
         name = names.input_name(job.owner, job.id)
-        with tempfile.TemporaryDirectory(prefix="darkroom-") as folder:
-            source, target = Path(folder, "upload"), Path(folder, "input.jpg")
+        with scratch_files(2) as (source, target):
             if fact.size > self._limits.upload_bytes_max:
                 raise Rejected("upload_too_large")
-            try:
-                await self._engine.blobs.download(fact.bucket, fact.name, source, generation=fact.generation)
-            except NotFound as exc:
-                raise Rejected("upload_expired", "the photo was removed before it could be read") from exc
+            await self._engine.blobs.download(fact.bucket, fact.name, source, generation=fact.generation)
             shrunk = await self._shrink(source, target)
             try:
                 blob = await self._engine.blobs.put(
@@ -183,19 +180,35 @@ class Intake:
     async def _look_after(self, task: Task) -> None:
         job, work, now = task.job.record, task.work.record, task.work.read_at
         if job.done:
+            await self._tidy(task)
+        elif job.status is Status.AWAITING_UPLOAD:
+            await self._look_for_upload(task, job, work, now)
+
+    async def _tidy(self, task: Task) -> None:
+        """Tell what is untold; later, when no upload can come any more, remove what came too late, and let it sleep."""
+        job, work = task.job.record, task.work.record
+        if work.untold:
             await tell(self._engine, task)
             return
-        if job.status is not Status.AWAITING_UPLOAD or work.wake_at is None or work.wake_at > now:
-            return
+        for bucket, name in (
+            (self._settings.uploads_bucket, names.upload_name(job.owner, job.id)),
+            (self._settings.inputs_bucket, names.input_name(job.owner, job.id)),
+        ):
+            await self._engine.blobs.delete(bucket, name)
+        await save_work(self._engine, task, work.model_copy(update={"wake_at": None}))
+
+    async def _look_for_upload(self, task: Task, job: Job, work: Work, now: datetime) -> None:
         assert job.upload_expires_at is not None
         grace_ends_at = job.upload_expires_at + timedelta(seconds=self._settings.upload_grace_s)
-        blob = await self._engine.blobs.stat(self._settings.uploads_bucket, names.upload_name(job.owner, job.id))
         if now >= job.deadline_at:
-            failed = job.fail(JobError.of("deadline_exceeded"), now)
-            await tell(self._engine, await save(self._engine, task, failed, self._ending(work, now)))
-        elif blob is not None:
+            gone = job.give_up(JobError.of("deadline_exceeded"), now)
+            await tell(self._engine, await save(self._engine, task, gone, self._ending(work, now)))
+            return
+        name = names.upload_name(job.owner, job.id)
+        blob = await self._engine.blobs.stat(self._settings.uploads_bucket, name)
+        if blob is not None:
             again = requeue(work, now, retell_s=self._settings.retell_s)
-            await save(self._engine, task, job, again.model_copy(update={"unqueued": False}))
+            await save_work(self._engine, task, again.model_copy(update={"unqueued": False}))
             await self._engine.bus.publish(Topic.UPLOAD_FINALIZED, _announce(blob))
             log.warning("upload.found", extra={"job_id": job.id})
         elif now >= grace_ends_at:
@@ -203,12 +216,10 @@ class Intake:
         else:
             elapsed = max(now - job.created_at, timedelta(seconds=first_look_s))
             look_at = min(now + elapsed, job.upload_expires_at if now < job.upload_expires_at else grace_ends_at)
-            await save(self._engine, task, job, work.model_copy(update={"wake_at": look_at}))
+            await save_work(self._engine, task, work.model_copy(update={"wake_at": look_at}))
 
     def _ending(self, work: Work, now: datetime) -> Work:
-        """The job ends: nothing is owed but the news of it."""
-        retell_at = now + timedelta(seconds=self._settings.retell_s)
-        return work.model_copy(update={"wake_at": retell_at, "unqueued": False, "lease": None})
+        return ending(work, now, retell_s=self._settings.retell_s)
 
     @property
     def _job_limit(self) -> timedelta:

@@ -6,11 +6,11 @@ from urllib.parse import urlsplit
 
 from common import catalogue, styles
 from common.errors import Rejected
-from common.job import Cost, Image, Job, Kind, Stage, Status, Webhook
+from common.job import Image, Job, Kind, Stage, Status, Webhook
+from common.ledger import Cost
+from common.loopback import LOOPBACK
 from common.settings import Settings
 from ingest.schemas import JobRequest, prompt_chars_max
-
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def new_job(job_id: str, owner: str, request: JobRequest, now: datetime, settings: Settings) -> Job:
@@ -68,4 +68,6 @@ def _webhook(request: JobRequest, settings: Settings) -> Webhook | None:
     local = settings.webhook_loopback and urlsplit(url).hostname in LOOPBACK
     if not url.startswith("https://") and not local:
         raise Rejected("invalid_request", "webhook.url: must start with https://")
+    if request.kind is Kind.IMAGE and Status.PENDING in request.webhook.events:
+        raise Rejected("invalid_request", "webhook.events: an image begins as pending, so leave that out")
     return Webhook(url=url, events=tuple(dict.fromkeys(request.webhook.events)))

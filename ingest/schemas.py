@@ -10,6 +10,10 @@ from common.views import JobView
 
 prompt_chars_max = 1000
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+# A job begins as awaiting_upload, and what it begins as is the answer to POST, never news.
+Told = Literal[
+    Status.PENDING, Status.PROCESSING, Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.EXPIRED
+]  # fmt: skip
 
 
 class WebhookRequest(BaseModel):
@@ -18,8 +22,11 @@ class WebhookRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     url: Annotated[str, StringConstraints(max_length=2000)]
-    events: list[Status] = Field(
-        default=[Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.EXPIRED], min_length=1, max_length=7
+    events: list[Told] = Field(
+        default=[Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.EXPIRED],
+        min_length=1,
+        max_length=6,
+        description="`pending` is news of a portrait only: an image begins with it.",
     )
 
     @field_validator("url")

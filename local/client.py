@@ -14,9 +14,9 @@ import httpx2
 from pydantic import ValidationError
 
 from common.errors import CODES
+from common.loopback import LOOPBACK
 from common.views import ImageView, JobView, Upload
 from local import photos
-from local.guard import LOOPBACK
 
 KIB = 1024
 # The server sends a heartbeat every 15 s; a stream that is silent for longer is dead.

@@ -5,9 +5,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from common.loopback import LOOPBACK
 from common.problems import problem
-
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class LoopbackOnly:

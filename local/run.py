@@ -13,19 +13,20 @@ from functools import partial
 from pathlib import Path
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 
 from common import catalogue
+from common.loopback import LOOPBACK
 from common.settings import Settings, SettingsError, load
 from common.telemetry import logger
-from local.guard import LOOPBACK
 from local.server import Mischief, complete, serve_apps
 
 log = logger(__name__)
 
 LOCAL_OWNER = "local:me"
 stand_in_start_s = 20.0
-# Cloud Run gives 10 s from SIGTERM; we keep to the same.
-shutdown_s = 8
+# For streams and uploads; calls to the model get 5 s more (local/server.py). Cloud Run gives 10 s in all.
+shutdown_s = 3
 
 
 class CannotServe(Exception):
@@ -41,19 +42,20 @@ class Running:
 
 
 def local_settings(host: str, port: int, folder: Path) -> Settings:
-    """Settings of a local server on that address. Raises CannotServe where strangers could use it unasked."""
+    """Settings of a local server on that address.
+
+    Raises CannotServe where strangers could use it unasked, or callers could not follow its links.
+    """
     try:
         settings = load()
     except SettingsError as exc:
         raise CannotServe(str(exc)) from exc
-    signed_in = settings.jwt_secret is not None
-    if host not in LOOPBACK and not signed_in:
-        raise CannotServe(
-            f"anybody who reaches {host} could use this server and spend your money: set JWT_SECRET (32 random bytes"
-            " or more) so that callers must sign in, or keep to --host 127.0.0.1"
-        )
+    if host not in LOOPBACK:
+        _check_exposed(host, settings)
+        return complete(settings, folder)
+    # Only who sits at this machine may have it call itself: a stranger's webhook could reach what listens here alone.
     update: dict[str, object] = {"webhook_loopback": True}
-    if not signed_in:
+    if settings.jwt_secret is None:
         update["local_owner"] = LOCAL_OWNER
     if "public_url" not in settings.model_fields_set:
         update["public_url"] = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -63,7 +65,8 @@ def local_settings(host: str, port: int, folder: Path) -> Settings:
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises CannotServe if the port is taken or not ours to take."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named because asyncio switches Nagle off (40 ms a small answer) only on sockets that say TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -114,6 +117,25 @@ async def serve(
         listener.close()
 
 
+def _check_exposed(host: str, settings: Settings) -> None:
+    """Raise CannotServe unless callers from elsewhere must sign in and can follow the links they are given."""
+    if settings.jwt_secret is None:
+        raise CannotServe(
+            f"anybody who reaches {host} could use this server and spend your money: set JWT_SECRET (32 random bytes"
+            " or more) so that callers must sign in, or keep to --host 127.0.0.1"
+        )
+    if settings.local_owner is not None:
+        raise CannotServe(
+            "LOCAL_OWNER means that nobody signs in, which is for this machine alone: unset LOCAL_OWNER, or do not"
+            f" bind to {host}"
+        )
+    if "public_url" not in settings.model_fields_set:
+        raise CannotServe(
+            f"nobody could upload, because links would lead to {host}: set PUBLIC_URL to the address by which callers"
+            " reach this server, e.g. PUBLIC_URL=https://photos.example.com"
+        )
+
+
 class _Server(uvicorn.Server):
     """Uvicorn that says when it answers, and leaves the process's signals alone where it is only a guest."""
 
@@ -126,6 +148,14 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and self._ready is not None:
             self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # sse-starlette hears signals only. Its flag is the process's, so the next server here finds it lowered.
+        AppStatus.should_exit = True
+        try:
+            await super().shutdown(sockets)
+        finally:
+            AppStatus.should_exit = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

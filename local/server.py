@@ -1,12 +1,13 @@
 """All five apps in one process on the embedded engine; what Cloud Run, Scheduler and Pub/Sub are in the cloud."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import httpx2
 from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Match, Mount, Router
@@ -20,6 +21,7 @@ import processor.push
 from common.messages import Topic
 from common.settings import Settings
 from common.telemetry import logger
+from local.engine.asgi import post
 from local.engine.dispatcher import PushPolicy, Route
 from local.engine.engine import STORAGE_PATH, EmbeddedEngine, open_engine, read_key
 from local.engine.push_tokens import AUDIENCE, EMAIL, ISSUER
@@ -29,6 +31,8 @@ log = logger(__name__)
 
 # Cloud Scheduler calls once a minute; here a waiting job should not wait that long for its turn.
 sweep_every_s = 1.0
+# Cloud Run gives 10 s from SIGTERM to the end, 3 s of them to streams; longer calls to the model are cut off.
+grace_s = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,9 @@ def complete(settings: Settings, folder: Path) -> Settings:
         "push_issuer": ISSUER,
         "push_email": EMAIL,
     }
+    if "image_workers" not in settings.model_fields_set:
+        # Two of the apps have workers of their own, and all share this machine.
+        update["image_workers"] = max(1, (os.cpu_count() or 1) // 2)
     if settings.webhook_secret is None:
         update["webhook_secret"] = SecretStr(read_key(keys / "webhook.key").hex())
     return settings.model_copy(update=update)
@@ -68,7 +75,10 @@ async def serve_apps(
         for app in private:
             await stack.enter_async_context(app.router.lifespan_context(app))
         dispatcher = embedded.dispatcher(push_routes(*private), policy)
-        await stack.enter_async_context(_running(dispatcher.run(), sweep_forever(private, embedded)))
+        stack.push_async_callback(partial(dispatcher.aclose, grace_s=grace_s))
+        pushing = forever(dispatcher.run, pause_s=1.0)
+        sweeping = forever(partial(sweep_once, private, embedded), pause_s=sweep_every_s)
+        await stack.enter_async_context(_running(pushing, sweeping))
         yield public_app(embedded, settings)
 
 
@@ -103,21 +113,23 @@ def public_app(embedded: EmbeddedEngine, settings: Settings) -> ASGIApp:
     return app
 
 
-async def sweep_forever(apps: Sequence[ASGIApp], embedded: EmbeddedEngine) -> None:
-    """Call each private app's sweep again and again, as Cloud Scheduler does, through its route."""
-    clients = [
-        httpx2.AsyncClient(
-            transport=httpx2.ASGITransport(app=app, raise_app_exceptions=False), base_url="https://push.local"
-        )
-        for app in apps
-    ]
+async def sweep_once(apps: Sequence[ASGIApp], embedded: EmbeddedEngine) -> None:
+    """Call each private app's sweep, as Cloud Scheduler does, through its route."""
+    headers = {"authorization": f"Bearer {embedded.tokens.mint()}"}
+    for app in apps:
+        status, _ = await post(app, "/tasks/sweep", b"", headers)
+        if status != 204:
+            log.error("sweep.failed", extra={"status": status})
+
+
+async def forever(work: Callable[[], Awaitable[None]], *, pause_s: float) -> None:
+    """Do `work` again and again until cancelled. Whatever it raises is logged: nobody else would see it end."""
     while True:
-        for client in clients:
-            headers = {"authorization": f"Bearer {embedded.tokens.mint()}"}
-            answer = await client.post("/tasks/sweep", headers=headers, timeout=None)
-            if answer.status_code != 204:
-                log.error("sweep.failed", extra={"status": answer.status_code})
-        await asyncio.sleep(sweep_every_s)
+        try:
+            await work()
+        except Exception:
+            log.exception("local.stumbled")
+        await asyncio.sleep(pause_s)
 
 
 class _FirstMatch:

@@ -1,40 +1,44 @@
 """The public notifier API: live streams and webhook secrets. It reads records and writes none."""
 
+import anyio
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from common.auth import Users
 from common.cors import cors
-from common.errors import NotFound
 from common.health import health_routes
-from common.names import is_job_id
+from common.lookup import find_job
 from common.ports import Engine
 from common.problems import HANDLERS
-from common.settings import Settings, SettingsError
-from notifier.stream import find, job_events
-from notifier.webhooks import owner_secret
+from common.request_id import RequestIds
+from common.settings import Settings
+from notifier.stream import job_events
+from notifier.webhooks import master_secret, owner_secret
+
+# How long a stream may take to say goodbye when the server stops; less than any server of ours waits for it.
+goodbye_s = 2.0
 
 
 def create_app(engine: Engine, settings: Settings) -> Starlette:
     """The notifier-api service. Raises SettingsError if nobody could sign in or webhooks could not be signed."""
     users = Users(settings, engine.now)
-    if settings.webhook_secret is None:
-        raise SettingsError("webhooks could not be signed: set WEBHOOK_SECRET to 32 random bytes or more")
-    master = settings.webhook_secret.get_secret_value()
+    master = master_secret(settings)
 
     async def events(request: Request) -> Response:
         owner = users.owner(request)
-        job_id = request.path_params["job_id"]
-        if not is_job_id(job_id):
-            raise NotFound("a job id has 32 hex digits")
-        job = await find(engine, owner, job_id)
+        job = await find_job(engine, owner, request.path_params["job_id"])
+        # Set by sse-starlette when the server stops; a stream it had to cancel would break off in mid-answer.
+        closing = anyio.Event()
         return EventSourceResponse(
-            job_events(engine, settings, job),
-            ping=round(settings.heartbeat_s),
+            job_events(engine, settings, job, closing),
+            ping=settings.heartbeat_s,
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+            shutdown_event=closing,
+            shutdown_grace_period=goodbye_s,
         )
 
     async def secret(request: Request) -> Response:
@@ -46,4 +50,5 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/v1/webhook-secret", secret, methods=["GET"]),
         *health_routes(engine),
     ]
-    return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=cors(settings))
+    middleware = [Middleware(RequestIds, new_id=engine.new_id), *cors(settings)]
+    return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=middleware)

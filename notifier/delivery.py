@@ -8,7 +8,7 @@ import httpx2
 from common.errors import Conflict, Retryable
 from common.job import Job
 from common.messages import DeliveryDue, JobChanged, Topic
-from common.ports import Create, Engine, Stored, Update
+from common.ports import Create, Engine, Update
 from common.records import Delivery, DeliveryAttempt, DeliveryStatus, Desk, shard_names
 from common.settings import Settings
 from common.telemetry import logger
@@ -16,9 +16,10 @@ from notifier.webhooks import body, headers, owner_secret
 
 log = logger(__name__)
 
-_sweep_page = 100
-# Time for the POST and for saving its outcome; only after that may the sweep call the attempt lost.
-_grace_s = 45
+_sweep_page = 1000
+# Beyond the POST's own timeout, for saving its outcome; only after that may the sweep call the attempt lost.
+_grace_s = 30
+_races_max = 4
 
 
 class Deliveries:
@@ -31,10 +32,7 @@ class Deliveries:
         self._settings = settings
         self._client = client
         self._master = settings.webhook_secret.get_secret_value()
-
-    def secret(self, owner: str) -> str:
-        """What the owner verifies signatures with."""
-        return owner_secret(self._master, owner)
+        self._lost_after = timedelta(seconds=settings.webhook_timeout_s + _grace_s)
 
     async def announce(self, fact: JobChanged) -> None:
         """Write the delivery that the job's owner wants for this event, if any, and queue it. Safe to repeat."""
@@ -51,7 +49,7 @@ class Deliveries:
             url=job.webhook.url,
             event=fact.status,
             status=DeliveryStatus.PENDING,
-            wake_at=now + timedelta(seconds=_grace_s),
+            wake_at=now + self._lost_after,
             created_at=now,
         )
         try:
@@ -70,28 +68,39 @@ class Deliveries:
             return
         job = await self._engine.store.get(Job, stored.record.job_id)
         if job is None:
+            attempt = DeliveryAttempt(
+                at=self._engine.now(), http_status=None, duration_ms=0, error="the job was erased"
+            )
+        else:
+            attempt = await self._post(stored.record, job.record)
+        await self._record(fact.delivery_id, attempt)
+
+    async def _record(self, delivery_id: str, attempt: DeliveryAttempt) -> None:
+        """Write the outcome down, whoever else (the sweep, a twin of the message) changed the record meanwhile."""
+        for _ in range(_races_max):
+            stored = await self._engine.store.get(Delivery, delivery_id)
+            if stored is None or stored.record.status is not DeliveryStatus.PENDING:
+                return
+            done = DeliveryStatus.DELIVERED if attempt.error is None else DeliveryStatus.FAILED
+            attempts = (*stored.record.attempts, attempt)
+            record = stored.record.model_copy(update={"status": done, "attempts": attempts, "wake_at": None})
+            try:
+                await self._engine.store.commit([Update(record, stored.etag)], save_id=self._engine.new_id())
+            except Conflict:
+                continue
+            fields = {"job_id": record.job_id, "event_id": record.event_id, "http_status": attempt.http_status}
+            log.info("delivery.tried", extra={**fields, "ms": attempt.duration_ms, "error": attempt.error})
             return
-        attempt = await self._post(stored.record, job.record)
-        done = DeliveryStatus.DELIVERED if attempt.error is None else DeliveryStatus.FAILED
-        record = stored.record.model_copy(
-            update={"status": done, "attempts": (*stored.record.attempts, attempt), "wake_at": None}
-        )
-        fields = {"job_id": record.job_id, "event_id": record.event_id, "http_status": attempt.http_status}
-        log.info("delivery.tried", extra={**fields, "ms": attempt.duration_ms, "error": attempt.error})
-        try:
-            await self._engine.store.commit([Update(record, stored.etag)], save_id=self._engine.new_id())
-        except Conflict:
-            # A twin of this message delivered it at the same time, under the same id.
-            return
+        raise Conflict(f"delivery {delivery_id} keeps changing")
 
     async def sweep(self) -> int:
         """Queue again what was announced but never tried; answers how many."""
-        found: list[Stored[Delivery]] = []
         now = self._engine.now()
-        for shard in shard_names(Desk.NOTIFIER):
-            found += await self._engine.store.due(Delivery, shard=shard, before=now, limit=_sweep_page)
+        shards = shard_names(Desk.NOTIFIER)
+        found = await self._engine.store.due(Delivery, shards=shards, before=now, limit=_sweep_page)
         for stored in found:
-            later = stored.record.model_copy(update={"wake_at": now + timedelta(seconds=_grace_s)})
+            # Saved before it is published, so that a crash costs one round.
+            later = stored.record.model_copy(update={"wake_at": now + self._lost_after})
             try:
                 await self._engine.store.commit([Update(later, stored.etag)], save_id=self._engine.new_id())
             except Conflict:
@@ -102,7 +111,7 @@ class Deliveries:
     async def _post(self, delivery: Delivery, job: Job) -> DeliveryAttempt:
         now = self._engine.now()
         payload = body(job, delivery.event, delivery.created_at, self._settings)
-        signed = headers(self.secret(delivery.owner), delivery.event_id, payload, now)
+        signed = headers(owner_secret(self._master, delivery.owner), delivery.event_id, payload, now)
         http_status, error = None, None
         try:
             async with asyncio.timeout(self._settings.webhook_timeout_s):

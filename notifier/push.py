@@ -14,12 +14,17 @@ from common.problems import HANDLERS
 from common.pubsub import push_route, sweep_route
 from common.settings import Settings
 from notifier.delivery import Deliveries
+from notifier.webhooks import master_secret
 
 connections_max = 100
 
 
 def create_app(engine: Engine, settings: Settings) -> Starlette:
-    """The notifier-push service. Its client follows no redirects and takes nothing from the environment's proxies."""
+    """The notifier-push service. Its client follows no redirects and takes nothing from the environment's proxies.
+
+    Raises SettingsError where it would be open to everybody, or webhooks could not be signed.
+    """
+    master_secret(settings)
     pushes = Pushes(settings, engine.push_key, engine.now)
     limits = httpx2.Limits(max_connections=connections_max)
     client = httpx2.AsyncClient(

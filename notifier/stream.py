@@ -3,35 +3,50 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import anyio
 from sse_starlette import ServerSentEvent
 
-from common.errors import NotFound
 from common.job import Job
 from common.ports import Engine
 from common.settings import Settings
 from common.views import signed_view
 
 
-async def job_events(engine: Engine, settings: Settings, job: Job) -> AsyncIterator[ServerSentEvent]:
+async def job_events(
+    engine: Engine, settings: Settings, job: Job, closing: anyio.Event
+) -> AsyncIterator[ServerSentEvent]:
     """Events named `job`, id `{job}.{revision}`, data as `GET /v1/jobs/{id}`; ends with the job or after `stream_s`.
 
-    A client that comes back needs no memory of ours: it gets the present state. `retry` asks it to wait 2 s.
+    A client that comes back needs no memory of ours: it gets the present state. `retry` asks it to wait 2 s. Before
+    the end of a stream whose job goes on, also when `closing` is set, the event `reconnect` says so.
     """
+    until = asyncio.get_running_loop().time() + settings.stream_s
     try:
-        async with asyncio.timeout(settings.stream_s), engine.feed.watch_job(job.id) as states:
-            async for state in states:
+        async with engine.feed.watch_job(job.id) as states:
+            while (state := await _next(states, until, closing)) is not None:
                 view = await signed_view(state, settings, engine.blobs)
                 data = view.__pydantic_serializer__.to_json(view, warnings=False).decode()
                 yield ServerSentEvent(data, event="job", id=f"{state.id}.{state.revision}", retry=2000)
                 if state.done:
                     return
     except TimeoutError:
-        yield ServerSentEvent("", event="reconnect", retry=0)
+        # A server that stops needs a moment until it, or another one, answers again.
+        yield ServerSentEvent("", event="reconnect", retry=2000 if closing.is_set() else 0)
 
 
-async def find(engine: Engine, owner: str, job_id: str) -> Job:
-    """The owner's job. Raises NotFound, for foreign jobs as for unknown ones."""
-    stored = await engine.store.get(Job, job_id)
-    if stored is None or stored.record.owner != owner:
-        raise NotFound(f"there is no job {job_id}")
-    return stored.record
+async def _next(states: AsyncIterator[Job], until: float, closing: anyio.Event) -> Job | None:
+    """The next state, or None after the last. Raises TimeoutError when the loop's time is `until` or `closing` is set.
+
+    No deadline is ever open while the caller yields: it would strike in whatever the reader of the stream does then.
+    """
+    coming, closed = asyncio.ensure_future(anext(states, None)), asyncio.create_task(closing.wait())
+    try:
+        left_s = max(0.0, until - asyncio.get_running_loop().time())
+        await asyncio.wait([coming, closed], timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            raise TimeoutError
+        return coming.result()
+    finally:
+        coming.cancel()
+        closed.cancel()
+        await asyncio.gather(coming, closed, return_exceptions=True)

@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from common.job import Job
-from common.settings import Settings
+from common.settings import Settings, SettingsError
 from common.views import job_view
 
 _version = "v1"
+
+
+def master_secret(settings: Settings) -> str:
+    """What owners' secrets are derived from. Raises SettingsError where webhooks could not be signed."""
+    if settings.webhook_secret is None:
+        raise SettingsError("webhooks could not be signed: set WEBHOOK_SECRET to 32 random bytes or more")
+    return settings.webhook_secret.get_secret_value()
 
 
 def owner_secret(master: str, owner: str) -> str:

@@ -7,8 +7,8 @@ from datetime import datetime
 from decimal import Decimal
 
 from common import catalogue, styles
-from common.errors import DarkroomError
-from common.job import Attempt, Image, Job, JobError
+from common.job import Image, Job, JobError
+from common.ledger import Attempt, billed
 from common.ports import Engine
 from common.records import Lease
 from common.settings import Settings
@@ -28,8 +28,17 @@ class Called:
     """What became of one attempt: an answer or a failure, never both."""
 
     attempt: Attempt
+    price: Decimal
     answer: Answer | None = None
     failure: ModelFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """All that the calls of a claim need, fetched before anything is written down or paid for."""
+
+    ask: Ask
+    price: Decimal
 
 
 class Calls:
@@ -40,16 +49,13 @@ class Calls:
         self._settings = settings
         self._model = model
 
-    async def make(self, job: Job, lease: Lease, claimed_at: float) -> list[Called]:
-        """One call for each of the claim's `sent` lines. Never raises for what the model or the bucket answers."""
-        attempts = [a for a in job.attempts if a.fence == lease.fence and a.state == "sent"]
-        try:
-            photo = None if job.input is None else await self._photo(job.input.name)
-        except DarkroomError as exc:
-            log.warning("photo.unreadable", extra={"job_id": job.id, "code": exc.code})
-            unsent = ModelFailure(Action.WAIT, "upstream_unavailable", billed="no", detail="the input was not readable")
-            return [Called(attempt, failure=unsent) for attempt in attempts]
+    async def prepare(self, job: Job) -> Order:
+        """The job's order. Raises Rejected if style, model or photo are gone, Unavailable if the bucket is away."""
         style = styles.get(job.style, job.kind)
+        price = Decimal(0) if job.stand_in else catalogue.load().model(job.model).price_usd(job.size)
+        photo = None
+        if job.input is not None:
+            photo = await self._engine.blobs.read(self._settings.inputs_bucket, job.input.name)
         ask = Ask(
             model=job.model,
             prompt=style.compose(job.prompt, job.negative_prompt),
@@ -57,42 +63,46 @@ class Calls:
             size=job.size,
             photo=photo,
         )
-        return list(await asyncio.gather(*(self._call(job, attempt, ask, claimed_at) for attempt in attempts)))
+        return Order(ask, price)
 
-    def settle(self, job: Job, called: list[Called]) -> tuple[Attempt, ...]:
-        """The job's ledger with what these calls came to; other lines stay."""
+    async def make(self, job: Job, order: Order, lease: Lease, claimed_at: float) -> list[Called]:
+        """One call for each of the claim's `sent` lines. Raises nothing of what the model answers."""
+        attempts = [a for a in job.attempts if a.fence == lease.fence and a.state == "sent"]
+        calls = (self._call(job, attempt, order, claimed_at) for attempt in attempts)
+        return list(await asyncio.gather(*calls))
+
+    def settle(self, ledger: tuple[Attempt, ...], called: list[Called]) -> tuple[Attempt, ...]:
+        """The ledger with what these calls came to; other lines stay."""
         now = self._engine.now()
-        price = Decimal(0) if job.stand_in else catalogue.load().model(job.model).price_usd(job.size)
-        settled = {(c.attempt.image, c.attempt.fence): _settled(c, now, price) for c in called}
-        return tuple(settled.get((attempt.image, attempt.fence), attempt) for attempt in job.attempts)
+        settled = {(c.attempt.image, c.attempt.fence): _settled(c, now) for c in called}
+        return tuple(settled.get((attempt.image, attempt.fence), attempt) for attempt in ledger)
 
     def wait_s(self, call: Called, waits: int) -> float:
-        """Seconds until the job may be tried again: the model's own hint, or doubling with jitter, 2 s to 5 min."""
-        hint = call.failure.retry_after_s if call.failure is not None else None
-        if hint is not None:
-            return hint + self._engine.random.uniform(0, 1)
-        ceiling = min(_wait_max_s, _wait_min_s * 2 ** min(waits, 10))
-        return self._engine.random.uniform(ceiling / 2, ceiling)
+        """Seconds until the job may be tried again: doubling with jitter, 2 s to 5 min, or longer if the model says so.
 
-    async def _call(self, job: Job, attempt: Attempt, ask: Ask, claimed_at: float) -> Called:
+        A hint alone would be obeyed for ever: "0 s" repeated for half an hour fills a ledger with thousands of lines.
+        """
+        ceiling = min(_wait_max_s, _wait_min_s * 2 ** min(waits, 10))
+        own = self._engine.random.uniform(ceiling / 2, ceiling)
+        hint = call.failure.retry_after_s if call.failure is not None else None
+        return own if hint is None else max(own, hint + self._engine.random.uniform(0, 1))
+
+    async def _call(self, job: Job, attempt: Attempt, order: Order, claimed_at: float) -> Called:
         held_s = asyncio.get_running_loop().time() - claimed_at
         if held_s > self._settings.lease_s - self._settings.model_deadline_s:
             # The lease could end before the answer comes, and another worker would pay for the same picture.
             late = ModelFailure(Action.WAIT, "busy", billed="no", detail="too little of the lease was left")
-            return Called(attempt, failure=late)
+            return Called(attempt, order.price, failure=late)
         try:
-            answer = await self._model.generate(ask)
+            answer = await self._model.generate(order.ask)
         except ModelFailure as exc:
             fields = {"job_id": job.id, "image": attempt.image, "code": exc.code, "action": exc.action}
             level = logging.ERROR if exc.code in _OPERATORS else logging.WARNING
             log.log(level, "model.failed", extra={**fields, "billed": exc.billed, "detail": exc.detail})
-            return Called(attempt, failure=exc)
+            return Called(attempt, order.price, failure=exc)
         fields = {"job_id": job.id, "image": attempt.image, "model_ms": answer.model_ms}
         log.info("model.answered", extra={**fields, "model": answer.model_version})
-        return Called(attempt, answer=answer)
-
-    async def _photo(self, name: str) -> bytes:
-        return await self._engine.blobs.read(self._settings.inputs_bucket, name)
+        return Called(attempt, order.price, answer=answer)
 
 
 def lost(attempt: Attempt, now: datetime) -> Attempt:
@@ -107,13 +117,12 @@ def cap_reached(image: Image, attempts: tuple[Attempt, ...], paid_calls_max: int
     counted = [attempt for attempt in attempts if attempt.image == image.index and attempt.counts]
     if image.status != "pending" or len(counted) < paid_calls_max:
         return image
-    outcome = counted[-1].outcome
-    code = "bad_output" if outcome in (None, "image") else outcome
-    error = JobError.of(code, billed=counted[-1].billed)
+    outcome = counted[-1].outcome or "timeout"
+    error = JobError.of("not_kept" if outcome == "image" else outcome, billed=billed(counted))
     return image.model_copy(update={"status": "failed", "error": error})
 
 
-def _settled(call: Called, now: datetime, price: Decimal) -> Attempt:
+def _settled(call: Called, now: datetime) -> Attempt:
     if call.failure is not None:
         update: dict[str, object] = {
             "state": "unknown" if call.failure.action is Action.UNKNOWN else "settled",
@@ -131,6 +140,6 @@ def _settled(call: Called, now: datetime, price: Decimal) -> Attempt:
         "billed": "yes",
         "input_tokens": answer.input_tokens,
         "output_tokens": answer.output_tokens,
-        "cost_usd": price,
+        "cost_usd": call.price,
     }
     return call.attempt.model_copy(update=update)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from common.errors import CODES
-from common.job import Billed
+from common.ledger import Billed
 
 if TYPE_CHECKING:
     from google.genai.errors import APIError

@@ -35,7 +35,8 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         vertex_location=settings.vertex_location,
         deadline_s=settings.model_deadline_s,
     )
-    generation = Generation(engine, settings, model, Results(engine, settings, workers))
+    results = Results(engine, settings, workers)
+    generation = Generation(engine, settings, model, results)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -50,7 +51,7 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
 
     routes = [
         push_route("/push/job-queued", JobQueued, generation.handle, pushes),
-        sweep_route(partial(sweep, engine, settings), pushes),
+        sweep_route(partial(sweep, engine, settings, results), pushes),
         *health_routes(engine),
     ]
     return Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)

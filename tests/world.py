@@ -1,8 +1,8 @@
 """The whole pipeline on the embedded engine under a clock that tests move; nothing is mocked, nothing sleeps."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from io import BytesIO
@@ -52,6 +52,7 @@ class World:
     private: tuple[Starlette, Starlette, Starlette]
     api: httpx2.AsyncClient
     stand_in_url: str
+    folder: Path
 
     @property
     def engine(self) -> Engine:
@@ -133,9 +134,18 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    folder: Path, stand_in_url: str, *, policy: PushPolicy | None = None, clock: Clock | None = None, **settings: Any
+    folder: Path,
+    stand_in_url: str,
+    *,
+    policy: PushPolicy | None = None,
+    clock: Clock | None = None,
+    wrap: Callable[[Engine], Engine] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[World]:
-    """A world on `folder`; open it again on the same folder to see what survives."""
+    """A world on `folder`; open it again on the same folder to see what survives.
+
+    `wrap` may put something between the apps and the engine, to break it.
+    """
     clock = clock or Clock()
     wanted: dict[str, Any] = {
         "local_owner": "local:me",
@@ -152,6 +162,8 @@ async def open_world(
     async with AsyncExitStack() as stack:
         embedded = await open_engine(folder, configured, now=clock, ids=new_id, random=random)
         stack.push_async_callback(embedded.engine.aclose)
+        if wrap is not None:
+            embedded = replace(embedded, engine=wrap(embedded.engine))
         private = private_apps(embedded, configured)
         for app in private:
             await stack.enter_async_context(app.router.lifespan_context(app))
@@ -161,7 +173,7 @@ async def open_world(
         api = await stack.enter_async_context(
             httpx2.AsyncClient(transport=transport, base_url=configured.api_url, timeout=None)
         )
-        yield World(embedded, configured, clock, dispatcher, private, api, stand_in_url)
+        yield World(embedded, configured, clock, dispatcher, private, api, stand_in_url, folder)
 
 
 @cache

@@ -48,18 +48,36 @@ class SqliteBus:
         self._now = now
         self._random = random
         self._reorder_s = reorder_s
-        self.arrived = asyncio.Event()
+        self._something = asyncio.Event()
+        self._fresh: set[Topic] = set()
 
     async def publish(self, topic: Topic, message: Message, *, event_id: str | None = None) -> str:
         """See EventBus.publish."""
         attributes = {"event_id": event_id} if event_id is not None else {}
         data = message.encode()
         number = await self._database.write(lambda connection: self.insert(connection, topic, data, attributes))
-        self.arrived.set()
+        self.notice(topic)
         return str(number)
 
+    def notice(self, topic: Topic) -> None:
+        """There may be something to push on this topic."""
+        self._fresh.add(topic)
+        self._something.set()
+
+    async def noticed(self, *, wait_s: float) -> frozenset[Topic]:
+        """Topics noticed since the last call, waiting for the first up to `wait_s`; none if that time passed."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._something.wait()
+        except TimeoutError:
+            pass
+        topics = frozenset(self._fresh)
+        self._fresh.clear()
+        self._something.clear()
+        return topics
+
     def insert(self, connection: sqlite3.Connection, topic: Topic, data: bytes, attributes: Mapping[str, str]) -> int:
-        """Publish inside somebody's transaction; set `arrived` after it."""
+        """Publish inside somebody's transaction; call `notice` after it."""
         now = self._now()
         due_at = now + timedelta(seconds=self._random.uniform(0, self._reorder_s)) if self._reorder_s else now
         cursor = connection.execute(
@@ -92,8 +110,10 @@ class SqliteBus:
         return await self._database.read(read)
 
     async def acknowledge(self, message_id: int) -> None:
-        """The message is done with."""
-        await self._database.write(lambda db: db.execute("DELETE FROM messages WHERE id = ?", (message_id,)))
+        """The message is done with. Not urgent: until it is on the disk, a kill only means one push more."""
+        await self._database.write(
+            lambda connection: connection.execute("DELETE FROM messages WHERE id = ?", (message_id,)), lazily=True
+        )
 
     async def retry(self, message_id: int, *, delay_s: float, error: str) -> None:
         """Push it again after a delay."""
@@ -139,7 +159,8 @@ class SqliteBus:
         )
         if not changed:
             raise NotFound(f"there is no dead letter {message_id}; `darkroom deadletters list` shows them")
-        self.arrived.set()
+        for topic in Topic:
+            self.notice(topic)
 
 
 def _envelope(row: tuple[int, str, bytes, str, int, int]) -> Envelope:

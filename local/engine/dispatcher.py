@@ -2,18 +2,19 @@
 
 import asyncio
 import base64
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from random import Random
 
-import httpx2
 from starlette.types import ASGIApp
 
 from common.errors import DarkroomError
 from common.messages import Topic
 from common.telemetry import logger
+from local.engine.asgi import post
 from local.engine.bus import Envelope, SqliteBus
 from local.engine.push_tokens import PushTokens
 
@@ -73,53 +74,44 @@ class Dispatcher:
         self._policy = policy
         self._in_flight: dict[int, Topic] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._clients = {
-            topic: httpx2.AsyncClient(
-                transport=httpx2.ASGITransport(app=route.app, raise_app_exceptions=False),
-                base_url="https://push.local",
-            )
-            for topic, route in routes.items()
-        }
 
     async def run(self) -> None:
-        """Push until cancelled; then wait for nothing: what was not answered is pushed again next time."""
-        try:
-            while True:
-                self._bus.arrived.clear()
-                soonest = await self._start_due()
-                wait_s = self._policy.poll_s
-                if soonest is not None:
-                    wait_s = min(wait_s, max(0.0, (soonest - self._now()).total_seconds()))
-                try:
-                    async with asyncio.timeout(wait_s):
-                        await self._bus.arrived.wait()
-                except TimeoutError:
-                    continue
-        finally:
-            await self.aclose()
+        """Push until cancelled; `aclose` ends what is in flight then."""
+        topics: Set[Topic] = self._routes.keys()
+        look_at = self._now()
+        while True:
+            if self._now() >= look_at:
+                topics = self._routes.keys()
+                look_at = self._now() + timedelta(seconds=self._policy.poll_s)
+            soonest = await self._start_due(topics)
+            look_at = min(look_at, soonest or look_at)
+            topics = await self._bus.noticed(wait_s=max(0.0, (look_at - self._now()).total_seconds()))
 
-    async def aclose(self) -> None:
-        """Stop pushing at once; what was in flight is pushed again when the folder is opened next."""
+    async def aclose(self, *, grace_s: float = 0.0) -> None:
+        """Push nothing new, and give what is in flight `grace_s` to end: a call to the model may be under way.
+
+        What is cut off then is pushed again when the folder is opened next.
+        """
+        if self._tasks and grace_s:
+            await asyncio.wait(self._tasks, timeout=grace_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for client in self._clients.values():
-            await client.aclose()
 
     async def drain(self) -> int:
         """Push until nothing is due at the present time; answers how many deliveries were tried. For tests."""
         before = tried = 0
         while True:
-            await self._start_due()
+            await self._start_due(self._routes.keys())
             if not self._tasks:
                 return tried
             before = len(self._tasks)
             await asyncio.wait(self._tasks)
             tried += before
 
-    async def _start_due(self) -> datetime | None:
+    async def _start_due(self, topics: Set[Topic]) -> datetime | None:
         busy = Counter(self._in_flight.values())
-        free = {t: self._policy.window - busy[t] for t in self._routes if busy[t] < self._policy.window}
+        free = {t: self._policy.window - busy[t] for t in topics & self._routes.keys() if busy[t] < self._policy.window}
         try:
             envelopes, soonest = await self._bus.due(free, frozenset(self._in_flight))
         except DarkroomError as exc:
@@ -144,12 +136,16 @@ class Dispatcher:
                 log.error("bus.dead_letter", extra={"topic": envelope.topic, "message_id": envelope.id, "error": error})
             else:
                 await self._bus.retry(envelope.id, delay_s=self._backoff_s(envelope.attempt), error=error)
+                self._bus.notice(envelope.topic)
         except DarkroomError as exc:
             # The answer could not be written down, so the message is simply pushed again.
             log.error("bus.unwritable", extra={"message_id": envelope.id, "code": exc.code, "detail": exc.detail})
+            await asyncio.sleep(self._policy.poll_s)
+            self._bus.notice(envelope.topic)
         finally:
+            if Counter(self._in_flight.values())[envelope.topic] >= self._policy.window:
+                self._bus.notice(envelope.topic)
             del self._in_flight[envelope.id]
-            self._bus.arrived.set()
 
     async def _push(self, envelope: Envelope) -> str | None:
         body = {
@@ -165,14 +161,22 @@ class Dispatcher:
         headers = {"authorization": f"Bearer {self._tokens.mint()}"}
         try:
             async with asyncio.timeout(self._policy.ack_deadline_s):
-                answer = await self._clients[envelope.topic].post(
-                    self._routes[envelope.topic].path, json=body, headers=headers, timeout=None
-                )
+                route = self._routes[envelope.topic]
+                status, answer = await post(route.app, route.path, json.dumps(body).encode(), headers)
         except TimeoutError:
             return f"no answer within {self._policy.ack_deadline_s:.0f} s"
-        if answer.status_code in ACKNOWLEDGED:
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not ours: something the handler waited for was cancelled under it.
+            return "the app gave up the request"
+        except Exception as exc:
+            # An app that ends without an answer. Whatever it is, it counts as an attempt and is tried later.
+            return f"the app broke: {type(exc).__name__}"
+        if status in ACKNOWLEDGED:
             return None
-        return f"{answer.status_code} {answer.text[:error_chars_max]}"
+        return f"{status} {answer.decode(errors='replace')[:error_chars_max]}"
 
     def _backoff_s(self, attempt: int) -> float:
         """Doubling with full jitter above the minimum: neighbours that failed together do not return together."""

@@ -24,20 +24,21 @@ class PushTokens:
         self._now = now
         self._key = _load(path)
         self._token = ""
-        self._expires_at: datetime | None = None
+        self._minted_at: datetime | None = None
 
     def mint(self) -> str:
         """A token with the claims of a Pub/Sub push; the same one until shortly before it expires."""
         now = self._now()
-        if self._expires_at is None or now > self._expires_at - _renewal:
-            self._expires_at = now + _life
+        # A token from the future, after the clock was set back, would be refused until the clock has caught up.
+        if self._minted_at is None or not self._minted_at <= now <= self._minted_at + _life - _renewal:
+            self._minted_at = now
             claims = {
                 "iss": ISSUER,
                 "aud": AUDIENCE,
                 "email": EMAIL,
                 "email_verified": True,
                 "iat": now,
-                "exp": self._expires_at,
+                "exp": now + _life,
                 "sub": EMAIL,
             }
             self._token = jwt.encode(claims, self._key, algorithm="RS256", headers={"kid": _KID})

@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from common.errors import Conflict, NotFound, Unavailable
-from local.engine.blobs import FileBlobs
+from local.engine.blobs import FileBlobs, sync
 from local.engine.v4 import BadSignature, CheckSignature, verify
 
 _chunk_bytes = 1024 * 1024
@@ -89,7 +89,7 @@ async def _put(request: Request, blobs: FileBlobs, bucket: str, name: str) -> Re
             await blobs.discard(draft)
             code = "EntityTooLarge" if size > high else "EntityTooSmall"
             return _error(400, code, f"The upload must have {low} to {high} bytes.")
-        blob = await blobs.finalize(draft, bucket, name, only_if_absent=only_if_absent)
+        blob = await blobs.finalize(draft, bucket, name, size=size, only_if_absent=only_if_absent)
     except ClientDisconnect:
         await blobs.discard(draft)
         return _error(400, "IncompleteBody", "The upload broke off; send it again.")
@@ -111,8 +111,12 @@ async def _receive(request: Request, file: BinaryIO, bytes_max: int) -> int:
         if waiting >= _chunk_bytes:
             await asyncio.to_thread(file.writelines, chunks)
             chunks, waiting = [], 0
-    await asyncio.to_thread(file.writelines, chunks)
-    return size
+
+    def finish() -> int:
+        file.writelines(chunks)
+        return sync(file)
+
+    return await asyncio.to_thread(finish)
 
 
 def _length_range(request: Request) -> tuple[int, int]:

@@ -1,18 +1,26 @@
 """The Store port on SQLite; twin of common/google/store.py."""
 
+import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from common.documents import check_key, check_owner, decode, encode, read_token, write_token
 from common.errors import Conflict, Rejected
 from common.ports import Change, Create, Delete, Page, Stored, Update
 from common.records import Record
+from common.telemetry import logger
 from local.engine.database import Database, from_micros, next_version, to_micros
+
+log = logger(__name__)
 
 R = TypeVar("R", bound=Record)
 Row = tuple[bytes, int, int | None]
+# Without data where the record is the one we were given.
+Written = tuple[bytes | None, int, int | None]
 Listener = Callable[[Record | tuple[type[Record], str]], None]
 
 
@@ -43,13 +51,13 @@ class SqliteStore:
         moment = self._now()
         answers: list[Stored[Record] | None] = []
 
-        def tell(written: list[Row | None]) -> None:
+        def tell(written: list[Written | None]) -> None:
             for change, row in zip(changes, written, strict=True):
                 if isinstance(change, Delete):
                     self._listener((change.kind, change.key))
                     answers.append(None)
                 elif row is not None:
-                    stored = self._stored(type(change.record), row)
+                    stored = self._written(change.record, row)
                     self._listener(stored.record)
                     answers.append(stored)
 
@@ -85,16 +93,34 @@ class SqliteStore:
         )
         return tuple(self._stored(kind, row) for row in rows)
 
-    async def due(self, kind: type[R], *, shard: str, before: datetime, limit: int) -> tuple[Stored[R], ...]:
+    async def due(self, kind: type[R], *, shards: Sequence[str], before: datetime, limit: int) -> tuple[Stored[R], ...]:
         """See Store.due."""
+        wanted = json.dumps(list(shards))
         rows: list[Row] = await self._database.read(
             lambda connection: connection.execute(
-                "SELECT data, version, changed_at FROM records WHERE collection = ? AND shard = ? AND wake_at <= ?"
-                " ORDER BY wake_at, key LIMIT ?",
-                (kind.collection, shard, to_micros(before), limit),
+                "SELECT data, version, changed_at FROM records WHERE collection = ?"
+                " AND shard IN (SELECT value FROM json_each(?)) AND wake_at <= ? ORDER BY wake_at, key LIMIT ?",
+                (kind.collection, wanted, to_micros(before), limit),
             ).fetchall()
         )
-        return tuple(self._stored(kind, row) for row in rows)
+        return tuple(stored for row in rows if (stored := self._readable(kind, row)) is not None)
+
+    def _written(self, record: Record, row: Written) -> Stored[Record]:
+        data, version, changed_at = row
+        if data is not None:
+            # Written by an earlier try of the same commit.
+            return self._stored(type(record), (data, version, changed_at))
+        if changed_at is not None and "changed_at" in type(record).model_fields:
+            record = record.model_copy(update={"changed_at": from_micros(changed_at)})
+        return Stored(record, str(version), self._now())
+
+    def _readable(self, kind: type[R], row: Row) -> Stored[R] | None:
+        try:
+            return self._stored(kind, row)
+        except ValidationError:
+            # Written by a version that knew more. One such record must not hide those behind it from the sweep.
+            log.error("record.unreadable", extra={"collection": kind.collection, "etag": row[1]})
+            return None
 
     def _stored(self, kind: type[R], row: Row) -> Stored[R]:
         data, version, changed_at = row
@@ -113,7 +139,7 @@ def _place(change: Change) -> tuple[str, str]:
 
 def _apply(
     connection: sqlite3.Connection, changes: Sequence[Change], encoded: Sequence[bytes], save_id: str, now: datetime
-) -> list[Row | None]:
+) -> list[Written | None]:
     found = [
         connection.execute(
             "SELECT data, version, changed_at, save_id FROM records WHERE collection = ? AND key = ?", _place(change)
@@ -127,7 +153,7 @@ def _apply(
             raise Conflict("this commit was applied before, and a record has changed since")
         return [row[:3] if own else None for row, own in zip(found, mine, strict=True)]
     stamp = _stamp(connection, to_micros(now))
-    written: list[Row | None] = []
+    written: list[Written | None] = []
     for change, data, row in zip(changes, encoded, found, strict=True):
         if isinstance(change, Delete):
             connection.execute("DELETE FROM records WHERE collection = ? AND key = ?", _place(change))
@@ -139,7 +165,7 @@ def _apply(
             "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*_place(change), version, save_id, data, *_index(change.record, stamp)),
         )
-        written.append((data, version, stamp))
+        written.append((None, version, stamp))
     return written
 
 

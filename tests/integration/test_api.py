@@ -163,7 +163,21 @@ async def test_a_page_can_be_limited_to_a_status(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["page_size=0", "page_size=101", "page_size=x", "page_token=%00", "page_token=abc", "status=odd"]
+    "query",
+    [
+        "page_size=0",
+        "page_size=101",
+        "page_size=x",
+        "page_size=",
+        "page_size=-1",
+        "page_size=%C2%B2",
+        "page_size=000000001000",
+        f"page_size=000000001{'0' * 30}",
+        f"page_size=000000001{'0' * 5000}",
+        "page_token=%00",
+        "page_token=abc",
+        "status=odd",
+    ],
 )
 async def test_a_bad_query_is_refused(world: World, query: str) -> None:
     problem(await world.api.get(f"/v1/jobs?{query}"), 422, "invalid_request")
@@ -190,6 +204,52 @@ async def test_an_image_is_a_redirect_to_where_it_lies(world: World) -> None:
         picture = await world.api.get(answer.headers["location"])
         assert (picture.status_code, picture.headers["content-type"]) == (200, kind)
     problem(await world.api.get(link[:-1] + "1"), 404, "not_found")
+
+
+@pytest.mark.parametrize("index", ["1", "9" * 5000, "00", "-1", "x", "%C2%B2", "0.0"])
+async def test_an_image_that_is_not_there_is_not_found(world: World, index: str) -> None:
+    job = await world.create(kind="image", prompt="a pear")
+    problem(await world.api.get(f"/v1/jobs/{job['id']}/images/{index}"), 404, "not_found")
+
+
+async def test_many_unknown_fields_give_a_short_answer(world: World) -> None:
+    answer = await world.api.post("/v1/jobs", json={f"f{number}": 1 for number in range(5000)})
+    assert problem(answer, 422, "invalid_request")["errors_omitted"] == 4980
+    assert len(answer.content) < 4000
+
+
+@pytest.mark.parametrize(
+    ("wishes", "refused"),
+    [
+        ({"webhook": {"url": "https://example.com", "events": ["awaiting_upload"]}}, "webhook.events"),
+        (
+            {"kind": "image", "prompt": "a pear", "webhook": {"url": "https://example.com", "events": ["pending"]}},
+            "pending",
+        ),
+        ({"webhook": {"url": "https://example.com", "events": []}}, "webhook.events"),
+    ],
+)
+async def test_a_webhook_cannot_wait_for_news_that_are_never_told(
+    world: World, wishes: dict[str, Any], refused: str
+) -> None:
+    assert refused in problem(await world.api.post("/v1/jobs", json=wishes), 422, "invalid_request")["detail"]
+
+
+async def test_a_webhook_may_hear_that_a_portrait_is_pending(world: World) -> None:
+    job = await world.create(webhook={"url": "https://example.com/", "events": ["pending", "completed", "pending"]})
+    assert job["webhook"]["events"] == ["pending", "completed"]
+
+
+async def test_the_document_names_the_statuses_a_webhook_may_hear_of(world: World) -> None:
+    schemas = (await world.api.get("/openapi.json")).json()["components"]["schemas"]
+    events = schemas["WebhookRequest"]["properties"]["events"]
+    assert set(events["items"]["enum"]) == {"pending", "processing", "completed", "failed", "cancelled", "expired"}
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", f"/v1/jobs/{'0' * 32}/events", "/health/live"])
+async def test_both_public_apps_answer_with_a_request_id(world: World, path: str) -> None:
+    assert (await world.api.get(path, headers={"x-request-id": "mine-1"})).headers["x-request-id"] == "mine-1"
+    assert len((await world.api.get(path)).headers["x-request-id"]) == 32
 
 
 async def test_a_stream_shows_the_present_and_then_every_change_until_the_end(world: World) -> None:
