@@ -1,6 +1,7 @@
 """Everything that can be set for a service, read once from the environment; nothing is decided here."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -52,6 +53,7 @@ class Settings(BaseSettings):
     image_timeout_s: float = Field(10.0, gt=0)
     image_memory_bytes_max: int = Field(1024 * MIB, ge=256 * MIB)
     image_workers: int = Field(2, ge=1, le=64)
+    scratch_dir: Path | None = Field(None, examples=["/var/lib/darkroom/scratch"])
 
     # The model.
     model: str = Field("gemini-nano-banana-2.1")

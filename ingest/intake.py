@@ -148,7 +148,7 @@ class Intake:
 
     async def _shrink_and_keep(self, job: Job, fact: UploadFinalized) -> Photo:
         name = names.input_name(job.owner, job.id)
-        with scratch_files(2) as (source, target):
+        with scratch_files(self._settings.scratch_dir, 2) as (source, target):
             if fact.size > self._limits.upload_bytes_max:
                 raise Rejected("upload_too_large")
             await self._engine.blobs.download(fact.bucket, fact.name, source, generation=fact.generation)

@@ -23,7 +23,7 @@ from common.settings import Settings
 from common.telemetry import logger
 from local.engine.asgi import post
 from local.engine.dispatcher import PushPolicy, Route
-from local.engine.engine import STORAGE_PATH, EmbeddedEngine, open_engine, read_key
+from local.engine.engine import SCRATCH, STORAGE_PATH, EmbeddedEngine, open_engine, read_key
 from local.engine.push_tokens import AUDIENCE, EMAIL, ISSUER
 from local.guard import LoopbackOnly
 
@@ -52,6 +52,7 @@ def complete(settings: Settings, folder: Path) -> Settings:
         "push_audience": AUDIENCE,
         "push_issuer": ISSUER,
         "push_email": EMAIL,
+        "scratch_dir": folder / SCRATCH,
     }
     if "image_workers" not in settings.model_fields_set:
         # Two of the apps have workers of their own, and all share this machine.

@@ -78,7 +78,7 @@ class Results:
 
     async def _keep(self, job: Job, lease: Lease, image: Image, answer: Answer, patience: Patience) -> Image | None:
         """The image, kept; unchanged if it could not be; None if the picture is damaged."""
-        with scratch_files(2) as (source, thumbnail):
+        with scratch_files(self._settings.scratch_dir, 2) as (source, thumbnail):
             try:
                 await asyncio.to_thread(source.write_bytes, answer.image)
                 picture = await patience.insist(lambda: self._check(source, thumbnail))
@@ -126,7 +126,7 @@ class Results:
         name = thumbnail_name(job.owner, job.id, image.index)
         if await self._engine.blobs.stat(blob.bucket, name) is not None:
             return
-        with scratch_files(2) as (source, thumbnail):
+        with scratch_files(self._settings.scratch_dir, 2) as (source, thumbnail):
             await self._engine.blobs.download(blob.bucket, blob.name, source, generation=blob.generation)
             await self._check(source, thumbnail)
             await self._put_thumbnail(job, image, thumbnail)

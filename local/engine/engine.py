@@ -3,6 +3,7 @@
 import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from local.engine.store import SqliteStore
 from local.engine.v4 import HmacKey
 
 STORAGE_PATH = "/storage"
+SCRATCH = "scratch"
 
 
 class DataFolderInUse(Exception):
@@ -74,6 +76,9 @@ async def open_engine(
     for path in (folder, objects, keys):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = _lock(folder / "lock")
+    # Photos and pictures that a kill left in the middle of the work.
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    (folder / SCRATCH).mkdir(mode=0o700)
     random = random or SystemRandom()
     database = open_database(folder)
     bus = SqliteBus(database, now, random, reorder_s=reorder_s)
