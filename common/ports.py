@@ -129,7 +129,10 @@ class BlobStore(Protocol):
         ...
 
     async def download(self, bucket: str, name: str, target: Path, *, generation: int | None = None) -> Blob:
-        """Copy the object to the new file `target`. Raises NotFound if it, or that generation, is gone."""
+        """Put the object at the new file `target`, for reading: it may be the store's own file under a second name.
+
+        Raises NotFound if it, or that generation, is gone.
+        """
         ...
 
     async def read(self, bucket: str, name: str) -> bytes:

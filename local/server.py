@@ -96,7 +96,8 @@ def private_apps(embedded: EmbeddedEngine, settings: Settings) -> tuple[Starlett
 def push_routes(intake: ASGIApp, processor_app: ASGIApp, notifier_app: ASGIApp) -> dict[Topic, Route]:
     """Which private app reads which topic, as Terraform wires the subscriptions."""
     return {
-        Topic.UPLOAD_FINALIZED: Route(intake, "/push/upload-finalized"),
+        # As on Cloud Run, where ingest-push takes two a CPU: more would only wait for the workers, photos in hand.
+        Topic.UPLOAD_FINALIZED: Route(intake, "/push/upload-finalized", window=2 * (os.cpu_count() or 1)),
         Topic.JOB_QUEUED: Route(processor_app, "/push/job-queued"),
         Topic.JOB_QUEUED_BATCH: Route(processor_app, "/push/job-queued"),
         Topic.JOB_CHANGED: Route(notifier_app, "/push/job-changed"),

@@ -28,7 +28,7 @@ error_chars_max = 500
 
 @dataclass(frozen=True, slots=True)
 class PushPolicy:
-    """How Pub/Sub would be configured: seconds, attempts, pushes in flight a topic, and deliberate mischief.
+    """How Pub/Sub would be configured: seconds, attempts, and deliberate mischief.
 
     `duplicate_rate` is the share of messages pushed twice at once.
     """
@@ -37,7 +37,6 @@ class PushPolicy:
     backoff_min_s: float = 10.0
     backoff_max_s: float = 600.0
     ack_deadline_s: float = 600.0
-    window: int = 64
     duplicate_rate: float = 0.0
     # A second process (`darkroom deadletters replay`) may queue messages without waking us.
     poll_s: float = 1.0
@@ -45,10 +44,11 @@ class PushPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a topic's messages go: an app and a path in it."""
+    """Where a topic's messages go: an app and a path in it, and how many at once (Cloud Run's concurrency)."""
 
     app: ASGIApp
     path: str
+    window: int = 64
 
 
 class Dispatcher:
@@ -111,7 +111,8 @@ class Dispatcher:
 
     async def _start_due(self, topics: Set[Topic]) -> datetime | None:
         busy = Counter(self._in_flight.values())
-        free = {t: self._policy.window - busy[t] for t in topics & self._routes.keys() if busy[t] < self._policy.window}
+        routed = [(topic, self._routes[topic].window) for topic in topics & self._routes.keys()]
+        free = {topic: window - busy[topic] for topic, window in routed if busy[topic] < window}
         try:
             envelopes, soonest = await self._bus.due(free, frozenset(self._in_flight))
         except DarkroomError as exc:
@@ -143,7 +144,7 @@ class Dispatcher:
             await asyncio.sleep(self._policy.poll_s)
             self._bus.notice(envelope.topic)
         finally:
-            if Counter(self._in_flight.values())[envelope.topic] >= self._policy.window:
+            if Counter(self._in_flight.values())[envelope.topic] >= self._routes[envelope.topic].window:
                 self._bus.notice(envelope.topic)
             del self._in_flight[envelope.id]
 

@@ -37,10 +37,12 @@ class App:
 class Bus:
     """An engine on a folder, with a dispatcher to one app under a clock and a policy."""
 
-    def __init__(self, embedded: EmbeddedEngine, app: Callable[..., object], policy: PushPolicy, clock: Clock) -> None:
+    def __init__(
+        self, embedded: EmbeddedEngine, app: Callable[..., object], policy: PushPolicy, clock: Clock, window: int
+    ) -> None:
         self.embedded = embedded
         self.clock = clock
-        self.dispatcher = embedded.dispatcher({QUEUED: Route(app, "/push")}, policy)  # type: ignore[arg-type]
+        self.dispatcher = embedded.dispatcher({QUEUED: Route(app, "/push", window)}, policy)  # type: ignore[arg-type]
 
     async def publish(self) -> int:
         return int(await self.embedded.engine.bus.publish(QUEUED, FACT))
@@ -51,11 +53,17 @@ class Bus:
 
 @asynccontextmanager
 async def a_bus(
-    folder: Path, app: Callable[..., object], *, clock: Clock | None = None, reorder_s: float = 0, **policy: float
+    folder: Path,
+    app: Callable[..., object],
+    *,
+    clock: Clock | None = None,
+    reorder_s: float = 0,
+    window: int = 64,
+    **policy: float,
 ) -> AsyncIterator[Bus]:
     clock = clock or Clock()
     embedded = await open_engine(folder, Settings(), now=clock, random=Random(3), reorder_s=reorder_s)
-    bus = Bus(embedded, app, PushPolicy(**policy), clock)  # type: ignore[arg-type]
+    bus = Bus(embedded, app, PushPolicy(**policy), clock, window)  # type: ignore[arg-type]
     try:
         yield bus
     finally:
