@@ -17,7 +17,7 @@ from tests.world import World, jpeg, open_world
 SECRET = "s" * 40
 
 
-def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+def check_problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     """The problem document, checked for form."""
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
     body: dict[str, Any] = answer.json()
@@ -72,15 +72,15 @@ async def test_a_new_portrait_says_where_its_photo_goes(world: World) -> None:
 async def test_a_wish_that_cannot_be_met_is_refused_and_nothing_is_stored(
     world: World, wishes: dict[str, Any], code: str
 ) -> None:
-    body = problem(await world.api.post("/v1/jobs", json=wishes), 422, code)
+    body = check_problem(await world.api.post("/v1/jobs", json=wishes), 422, code)
     assert body["detail"]
     assert (await world.api.get("/v1/jobs")).json()["jobs"] == []
 
 
 async def test_a_refused_choice_names_the_choices(world: World) -> None:
-    styles = problem(await world.api.post("/v1/jobs", json={"style": "baroque"}), 422, "unknown_style")
+    styles = check_problem(await world.api.post("/v1/jobs", json={"style": "baroque"}), 422, "unknown_style")
     assert "corporate" in styles["detail"]
-    ratios = problem(await world.api.post("/v1/jobs", json={"aspect_ratio": "7:5"}), 422, "unsupported_ratio")
+    ratios = check_problem(await world.api.post("/v1/jobs", json={"aspect_ratio": "7:5"}), 422, "unsupported_ratio")
     assert "3:4" in ratios["detail"]
 
 
@@ -90,37 +90,37 @@ async def test_a_refused_choice_names_the_choices(world: World) -> None:
 )
 async def test_a_body_that_is_no_json_object_is_malformed(world: World, body: bytes) -> None:
     answer = await world.api.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
-    problem(answer, 400, "malformed_request")
+    check_problem(answer, 400, "malformed_request")
 
 
 async def test_half_a_character_is_refused(world: World) -> None:
     body = b'{"kind": "image", "prompt": "\\ud800"}'
     answer = await world.api.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
-    problem(answer, 422, "invalid_request")
+    check_problem(answer, 422, "invalid_request")
 
 
 async def test_a_body_of_another_type_or_too_large_is_refused_before_it_is_read(world: World) -> None:
     form = {"content-type": "application/x-www-form-urlencoded"}
-    problem(await world.api.post("/v1/jobs", content=b"a=b", headers=form), 415, "unsupported_media_type")
+    check_problem(await world.api.post("/v1/jobs", content=b"a=b", headers=form), 415, "unsupported_media_type")
     huge = json.dumps({"prompt": "x" * 100_000}).encode()
     typed = {"content-type": "application/json"}
-    problem(await world.api.post("/v1/jobs", content=huge, headers=typed), 413, "body_too_large")
+    check_problem(await world.api.post("/v1/jobs", content=huge, headers=typed), 413, "body_too_large")
 
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield b" " * 10_000
 
-    problem(await world.api.post("/v1/jobs", content=endless(), headers=typed), 413, "body_too_large")
+    check_problem(await world.api.post("/v1/jobs", content=endless(), headers=typed), 413, "body_too_large")
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs/nope", f"/v1/jobs/{'0' * 32}", f"/v1/jobs/{'0' * 32}/events", "/nowhere"])
 async def test_what_does_not_exist_is_not_found(world: World, path: str) -> None:
-    problem(await world.api.get(path), 404, "not_found")
+    check_problem(await world.api.get(path), 404, "not_found")
 
 
 async def test_a_method_that_is_not_offered_says_which_are(world: World) -> None:
     answer = await world.api.put("/v1/jobs/" + "0" * 32, json={})
-    problem(answer, 405, "method_not_allowed")
+    check_problem(answer, 405, "method_not_allowed")
     assert "GET" in answer.headers["allow"]
 
 
@@ -180,14 +180,14 @@ async def test_a_page_can_be_limited_to_a_status(world: World) -> None:
     ],
 )
 async def test_a_bad_query_is_refused(world: World, query: str) -> None:
-    problem(await world.api.get(f"/v1/jobs?{query}"), 422, "invalid_request")
+    check_problem(await world.api.get(f"/v1/jobs?{query}"), 422, "invalid_request")
 
 
 async def test_cancelling_ends_a_job_once(world: World) -> None:
     job = await world.create(kind="image", prompt="a pear")
     answer = await world.api.post(job["links"]["cancel"])
     assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-    problem(await world.api.post(job["links"]["cancel"]), 409, "already_ended")
+    check_problem(await world.api.post(job["links"]["cancel"]), 409, "already_ended")
     asked = world.asked()
     await world.run()
     assert world.asked() == asked
@@ -196,25 +196,25 @@ async def test_cancelling_ends_a_job_once(world: World) -> None:
 async def test_an_image_is_a_redirect_to_where_it_lies(world: World) -> None:
     job = await world.create(kind="image", prompt="a pear")
     link = job["links"]["images"][0]
-    problem(await world.api.get(link), 409, "not_ready")
+    check_problem(await world.api.get(link), 409, "not_ready")
     await world.run()
     for query, kind in (("", "image/jpeg"), ("?variant=thumbnail", "image/webp")):
         answer = await world.api.get(link + query)
         assert answer.status_code == 302
         picture = await world.api.get(answer.headers["location"])
         assert (picture.status_code, picture.headers["content-type"]) == (200, kind)
-    problem(await world.api.get(link[:-1] + "1"), 404, "not_found")
+    check_problem(await world.api.get(link[:-1] + "1"), 404, "not_found")
 
 
 @pytest.mark.parametrize("index", ["1", "9" * 5000, "00", "-1", "x", "%C2%B2", "0.0"])
 async def test_an_image_that_is_not_there_is_not_found(world: World, index: str) -> None:
     job = await world.create(kind="image", prompt="a pear")
-    problem(await world.api.get(f"/v1/jobs/{job['id']}/images/{index}"), 404, "not_found")
+    check_problem(await world.api.get(f"/v1/jobs/{job['id']}/images/{index}"), 404, "not_found")
 
 
 async def test_many_unknown_fields_give_a_short_answer(world: World) -> None:
     answer = await world.api.post("/v1/jobs", json={f"f{number}": 1 for number in range(5000)})
-    assert problem(answer, 422, "invalid_request")["errors_omitted"] == 4980
+    assert check_problem(answer, 422, "invalid_request")["errors_omitted"] == 4980
     assert len(answer.content) < 4000
 
 
@@ -232,7 +232,7 @@ async def test_many_unknown_fields_give_a_short_answer(world: World) -> None:
 async def test_a_webhook_cannot_wait_for_news_that_are_never_told(
     world: World, wishes: dict[str, Any], refused: str
 ) -> None:
-    assert refused in problem(await world.api.post("/v1/jobs", json=wishes), 422, "invalid_request")["detail"]
+    assert refused in check_problem(await world.api.post("/v1/jobs", json=wishes), 422, "invalid_request")["detail"]
 
 
 async def test_a_webhook_may_hear_that_a_portrait_is_pending(world: World) -> None:
@@ -287,7 +287,7 @@ async def test_the_docs_page_loads_nothing_from_elsewhere(world: World) -> None:
     for asset in ("docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "openapi.json"):
         assert asset in page
         assert (await world.api.get(f"/{asset}")).status_code == 200
-    problem(await world.api.get("/docs/swagger-ui.js.map"), 404, "not_found")
+    check_problem(await world.api.get("/docs/swagger-ui.js.map"), 404, "not_found")
 
 
 async def test_every_route_is_in_the_openapi_document(world: World) -> None:
@@ -314,11 +314,11 @@ async def test_every_route_is_in_the_openapi_document(world: World) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "169.254.169.254", ""])
 async def test_a_local_server_answers_only_to_its_own_names(world: World, host: str) -> None:
-    problem(await world.api.get("/v1/jobs", headers={"host": host}), 403, "host_refused")
+    check_problem(await world.api.get("/v1/jobs", headers={"host": host}), 403, "host_refused")
 
 
 async def test_a_page_of_another_origin_may_not_use_a_local_server(world: World) -> None:
-    problem(
+    check_problem(
         await world.api.post("/v1/jobs", json={}, headers={"origin": "https://evil.example"}), 403, "origin_refused"
     )
     assert (await world.api.post("/v1/jobs", json={}, headers={"origin": "http://localhost:3000"})).status_code == 201
@@ -350,7 +350,7 @@ async def test_without_a_valid_token_nothing_is_shown(signed_in: World) -> None:
     unsigned = {"authorization": "Bearer " + jwt.encode({"sub": "ann", "exp": 9e9}, "", algorithm="none")}
     for headers in ({}, {"authorization": "Basic x"}, {"authorization": "Bearer"}, expired, forged, unsigned):
         answer = await signed_in.api.get("/v1/jobs", headers=headers)
-        problem(answer, 401, "unauthenticated")
+        check_problem(answer, 401, "unauthenticated")
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
@@ -363,7 +363,7 @@ async def test_the_job_of_another_owner_looks_like_no_job(signed_in: World) -> N
         unknown = await signed_in.api.request(
             method, job["links"]["self"].replace(job["id"], "0" * 32) + path, headers=bob
         )
-        assert problem(theirs, 404, "not_found")["title"] == unknown.json()["title"]
+        assert check_problem(theirs, 404, "not_found")["title"] == unknown.json()["title"]
         assert theirs.text.replace(job["id"], "0" * 32) == unknown.text
     assert (await signed_in.api.get("/v1/jobs", headers=bob)).json()["jobs"] == []
 

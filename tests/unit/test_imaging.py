@@ -17,7 +17,7 @@ from common.errors import Rejected
 from ingest import jpeg_markers
 from ingest.imaging import ImageLimits, ShrunkPhoto, shrink
 
-SAMPLES = Path("/work/shared/samples")
+SAMPLES = Path(__file__).parents[3] / "shared" / "samples"
 VERDICTS = {
     "upload_empty",
     "upload_too_large",
