@@ -17,13 +17,14 @@ KEYLESS = env $(foreach name,$(filter GCLOUD_% GEMINI_% GOOGLE_%,$(.VARIABLES)),
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
-demo: $(RUN) ## one photo all the way through, on this machine (PHOTO=me.jpg; REAL=1 asks Gemini and spends money)
+demo: $(RUN) ## one photo all the way through (PHOTO=me.jpg; REAL=1 spends money)
+	@$(if $(filter-out 1,$(REAL)),$(error REAL=1 asks Google and spends money; REAL=$(REAL) means nothing))
 	@.venv/bin/darkroom demo $(if $(PHOTO),--photo "$$PHOTO") $(if $(filter 1,$(REAL)),--real)
 
 serve: $(RUN) ## the API on http://127.0.0.1:8080, its docs at /docs
 	@.venv/bin/darkroom serve
 
-test: $(DEV) ## every test but the long ones (ARGS="-k webhook")
+test: $(DEV) ## every test but the long ones (ARGS="-k webhook" chooses)
 	@$(KEYLESS) .venv/bin/python -m pytest $(ARGS)
 
 soak: $(DEV) ## the long tests

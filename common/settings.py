@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -90,6 +90,17 @@ class Settings(BaseSettings):
             values = {**values, "cors_origins": tuple(o.strip().rstrip("/") for o in origins.split(",") if o.strip())}
         return values
 
+    @field_validator("model")
+    @classmethod
+    def _known(cls, model: str) -> str:
+        # Loaded here, because most of what reads settings needs no catalogue.
+        from common import catalogue
+
+        models = [known.name for known in catalogue.load().models]
+        if model not in models:
+            raise ValueError(f"must be one of {', '.join(models)}")
+        return model
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         problems = []
@@ -101,12 +112,6 @@ class Settings(BaseSettings):
                     f"{name.upper()} must be an http(s) address without user name, query or fragment,"
                     " e.g. https://api.example.com"
                 )
-        # Loaded here, because most of what reads settings needs no catalogue.
-        from common import catalogue
-
-        models = [model.name for model in catalogue.load().models]
-        if self.model not in models:
-            problems.append(f"MODEL must be one of {', '.join(models)}")
         if "*" in self.cors_origins:
             problems.append("CORS_ORIGINS must list origins; `*` would let any page use a caller's token")
         if len({self.uploads_bucket, self.inputs_bucket, self.results_bucket}) != 3:
@@ -161,5 +166,9 @@ def _explain(error: ValidationError) -> list[str]:
         name = str(problem["loc"][0]) if problem["loc"] else ""
         field = Settings.model_fields.get(name)
         example = f", e.g. {name.upper()}={field.examples[0]}" if field and field.examples else ""
-        lines.append(f"  {name.upper() or 'together'}: {problem['msg'].removeprefix('Value error, ')}{example}")
+        text = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "too_short":
+            text = f"must have {problem['ctx']['min_length']} characters or more; `openssl rand -hex 32` makes such"
+            example = ""
+        lines.append(f"  {name.upper()}: {text}{example}" if name else f"  {text}")
     return lines

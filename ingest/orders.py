@@ -57,7 +57,7 @@ def _prompt(text: str | None, *, required: bool) -> str | None:
             raise Rejected("prompt_empty")
         return None
     if len(text) > prompt_chars_max:
-        raise Rejected("prompt_too_long", f"it has {len(text):,} characters; {prompt_chars_max:,} are allowed")
+        raise Rejected("prompt_too_long", f"a prompt has {len(text):,} characters; {prompt_chars_max:,} are allowed")
     return text
 
 

@@ -40,7 +40,7 @@ class Refused(Exception):
     """
 
     def __init__(self, code: str, detail: str, advice: str, *, is_wrong_use: bool, is_passing: bool = False) -> None:
-        super().__init__(f"{detail.rstrip('.')}. {advice} ({code})")
+        super().__init__(" ".join(filter(None, [f"{detail.rstrip('.')}.", advice, f"({code})"])))
         self.code = code
         self.detail = detail
         self.advice = advice
@@ -199,6 +199,9 @@ class Client:
         if problem is None:
             return NoServer(f"{self.server} answered {answer.status_code}, not as Darkroom does: check --server")
         advice = str(problem.get("advice", ""))
+        if "`detail`" in advice:
+            # For readers of JSON; here the choices have just been read out.
+            advice = ""
         if answer.status_code == 401:
             advice = "Give a token with --token or DARKROOM_TOKEN."
         return Refused(

@@ -32,7 +32,8 @@ class Facts:
     def __str__(self) -> str:
         """In words, e.g. `1536×1536 JPEG, 285 KB, stored sideways, with GPS, camera`."""
         held = _ORIENTATIONS.get(self.orientation, "stored mirrored")
-        carried = f"with {', '.join(self.carries)}" if self.carries else "no metadata"
+        nothing = "no metadata" if self.orientation == 1 else "no GPS, camera or date"
+        carried = f"with {', '.join(self.carries)}" if self.carries else nothing
         return f"{self.width}×{self.height} {self.kind}, {self.bytes / 1000:,.0f} KB, {held}, {carried}"
 
 

@@ -1,6 +1,7 @@
 """`darkroom serve`: settings, port, stand-in and web server put together. The apps are in local/server.py."""
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -72,9 +73,11 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as exc:
         listener.close()
+        if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
+            raise CannotServe(f"{host} is no address of this machine; choose another --host") from exc
         raise CannotServe(
             f"port {port} on {host} cannot be used ({exc.strerror}); stop what runs there, or choose another: "
-            f"darkroom serve --port {port + 1}"
+            f"PORT={port + 1} make serve, or --port {port + 1}"
         ) from exc
     listener.listen(2048)
     return listener
@@ -187,16 +190,21 @@ async def stand_in(*arguments: str) -> AsyncIterator[str]:
     assert process.stdout is not None
     assert process.stdin is not None
     try:
-        async with asyncio.timeout(stand_in_start_s):
-            line = await process.stdout.readline()
-        yield json.loads(line)["url"]
-    except (TimeoutError, ValueError) as exc:
-        raise CannotServe("the stand-in for Gemini did not start; `python -m local.gemini` shows why") from exc
+        yield await _announced_url(process.stdout)
     finally:
         process.stdin.close()
         with suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
+
+
+async def _announced_url(stdout: asyncio.StreamReader) -> str:
+    try:
+        async with asyncio.timeout(stand_in_start_s):
+            url: str = json.loads(await stdout.readline())["url"]
+    except (TimeoutError, ValueError) as exc:
+        raise CannotServe("the stand-in for Gemini did not start; `python -m local.gemini` shows why") from exc
+    return url
 
 
 def _warn_of_retired(settings: Settings) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,9 @@ import notifier.api
 import notifier.push
 import processor.push
 from common.messages import Topic
+from common.ports import Engine, Update
+from common.records import Desk, Work, shard_names
+from common.saving import sweep_page
 from common.settings import Settings
 from common.telemetry import logger
 from local.engine.asgi import post
@@ -75,6 +79,7 @@ async def serve_apps(
         private = private_apps(embedded, settings)
         for app in private:
             await stack.enter_async_context(app.router.lifespan_context(app))
+        await release_leases(embedded.engine)
         dispatcher = embedded.dispatcher(push_routes(*private), policy)
         stack.push_async_callback(partial(dispatcher.aclose, grace_s=grace_s))
         pushing = forever(dispatcher.run, pause_s=1.0)
@@ -113,6 +118,22 @@ def public_app(embedded: EmbeddedEngine, settings: Settings) -> ASGIApp:
     if settings.local_owner is not None:
         app = LoopbackOnly(app, origins=settings.cors_origins)
     return app
+
+
+async def release_leases(engine: Engine) -> None:
+    """End the leases of workers that died with the process before us, so that their jobs need not wait for it.
+
+    Only here, where the data folder's lock says that no other process works on it.
+    """
+    now = engine.now()
+    shards = shard_names(Desk.PROCESSOR)
+    for stored in await engine.store.due(Work, shards=shards, before=now + timedelta(days=1), limit=sweep_page):
+        lease = stored.record.lease
+        if lease is not None and lease.expires_at > now:
+            ended = lease.model_copy(update={"expires_at": now})
+            work = stored.record.model_copy(update={"lease": ended, "wake_at": now})
+            await engine.store.commit([Update(work, stored.etag)], save_id=engine.new_id())
+            log.info("lease.released", extra={"job_id": work.job_id, "fence": lease.fence})
 
 
 async def sweep_once(apps: Sequence[ASGIApp], embedded: EmbeddedEngine) -> None:

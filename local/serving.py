@@ -89,6 +89,13 @@ async def _explained(serving: Coroutine[Any, Any, None]) -> None:
         raise WrongUse(str(exc)) from exc
 
 
+def _where(running: Running) -> list[str]:
+    """What a client command must be told to reach this server and no other."""
+    usual = Settings.model_fields["public_url"].default
+    server = [] if running.url == usual else [f"--server {running.url}"]
+    return server if running.settings.local_owner is not None else [*server, "--token …"]
+
+
 def _print_banner(running: Running, folder: Path) -> None:
     settings = running.settings
     callers = "must sign in: JWT_SECRET is set" if settings.local_owner is None else "only this machine, no sign-in"
@@ -100,7 +107,7 @@ def _print_banner(running: Running, folder: Path) -> None:
         "callers": callers,
         "pictures": pictures,
         "data": str(folder.resolve()),
-        "try": f"{command} submit me.jpg --out .",
+        "try": " ".join([command, "submit me.jpg --out .", *_where(running)]),
         "stop": "Ctrl-C",
     }
     console = Console(highlight=False)

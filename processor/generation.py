@@ -208,6 +208,8 @@ async def end(
 ) -> None:
     """Save the job's end, and tell. A lease that still runs stays, so that its calls are looked after."""
     over = ending(work or task.work.record, now, retell_s=settings.retell_s)
+    if over.lease is not None and over.lease.expires_at <= now:
+        over = over.model_copy(update={"lease": None})
     await try_tell(engine, await save(engine, task, job, over))
 
 

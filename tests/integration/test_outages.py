@@ -18,6 +18,7 @@ from common.ledger import Attempt
 from common.messages import Topic, UploadFinalized
 from common.ports import Change, Engine, Stored, Update
 from common.records import Delivery, Lease, Record, Work
+from local.server import release_leases
 from tests.world import World, jpeg, open_world
 
 
@@ -293,3 +294,13 @@ async def test_jobs_ask_for_no_more_calls_at_once_than_allowed(tmp_path: Path, s
         await running
         assert most <= 4
         assert [(await world.job(job))["status"] for job in jobs] == ["completed"] * 4
+
+
+async def test_a_job_whose_process_died_goes_on_at_the_next_start_and_not_after_the_lease(world: World) -> None:
+    job = await image(world)
+    await claimed(world, job)
+    await release_leases(world.engine)
+    await world.run()
+    await world.sweep()
+    done = await world.job(job)
+    assert (done["status"], [a["state"] for a in done["attempts"]]) == ("completed", ["unknown", "settled"])

@@ -93,11 +93,15 @@ def test_no_test_target_lets_a_google_key_through(checkout: Path) -> None:
 
 def test_money_is_spent_only_when_real_is_asked_for(checkout: Path) -> None:
     python = fake_python(checkout, "echo 3.13")
-    for unasked in ({}, {"GEMINI_API_KEY": "x"}, {"REAL": "0"}):
+    for unasked in ({}, {"GEMINI_API_KEY": "x"}):
         planned = make(checkout, "--dry-run", "demo", PYTHON=python, **unasked).stdout
         assert "darkroom demo" in planned
         assert "--real" not in planned
     assert "--real" in make(checkout, "--dry-run", "demo", PYTHON=python, REAL="1").stdout
+    for unclear in ("0", "yes", "true"):
+        refused = make(checkout, "--dry-run", "demo", PYTHON=python, REAL=unclear)
+        assert refused.returncode == 2
+        assert "REAL=1" in refused.stderr
 
 
 @pytest.mark.parametrize("name", LOCKS)
