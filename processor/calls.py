@@ -13,7 +13,8 @@ from common.ports import Engine
 from common.records import Lease
 from common.settings import Settings
 from common.telemetry import logger
-from processor.gemini import Action, Answer, Ask, Gemini, ModelFailure
+from processor.gemini import Ask, Gemini
+from processor.outcomes import Action, Answer, ModelFailure
 
 log = logger(__name__)
 

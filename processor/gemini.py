@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from google.genai import Client
     from google.genai.types import GenerateContentResponse
 
-__all__ = ["Action", "Answer", "Ask", "Gemini", "GeminiNotConfigured", "ModelFailure"]
-
 
 class GeminiNotConfigured(ValueError):
     """Neither an API key nor a Vertex project is set, so no model can be asked."""

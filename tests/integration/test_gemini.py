@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw
 
 from local import drawing
 from local import gemini as stand_in
-from processor.gemini import Action, Ask, Gemini, GeminiNotConfigured, ModelFailure
+from processor.gemini import Ask, Gemini, GeminiNotConfigured
+from processor.outcomes import Action, ModelFailure
 
 MODEL = "gemini-nano-banana-2.1"
 PROMPT = "a lighthouse at dusk"
