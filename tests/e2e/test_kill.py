@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from common.records import Work
-from local.run import bind, stand_in
+from local.run import CannotServe, bind, stand_in
 from tests.e2e.server import POINTS
 from tests.world import jpeg
 
@@ -166,11 +166,19 @@ class Customer:
                     return
 
 
+def free_port() -> int:
+    """A port that stays free while the server is down: below those the system hands out (32768 on Linux) by itself."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with suppress(CannotServe):
+            bind("127.0.0.1", port).close()
+            return port
+    raise RuntimeError("no port between 20000 and 32000 is free")
+
+
 async def live_through(kills: Sequence[Kill], folder: Path, *, paid_calls_max: int = PAID_CALLS_MAX) -> None:
     """Let the server die at each point with jobs under way; then let it finish in peace and look at what is there."""
     (folder / "tmp").mkdir()
-    with bind("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     async with hooks_open() as hooks, stand_in("--canned", "auto", "--delay-ms", "20") as model_url:
         environment = {
             **os.environ,
