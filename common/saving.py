@@ -3,18 +3,17 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar, cast
+from typing import cast
 
 from common.errors import Conflict, DarkroomError, NotFound
 from common.job import Job, Status
 from common.messages import JobChanged, JobQueued, Topic
-from common.ports import Change, Create, Engine, Stored, Update
-from common.records import Desk, Record, Work, shard_names
+from common.ports import Create, Engine, Stored, Update
+from common.records import Desk, Work, shard_names
 from common.telemetry import logger
 
 log = logger(__name__)
 
-R = TypeVar("R", bound=Record)
 sweep_page = 1000
 
 
@@ -39,9 +38,9 @@ async def load(engine: Engine, job_id: str) -> Task:
     return Task(job, work)
 
 
-async def create(engine: Engine, job: Job, work: Work, *extra: Change) -> Task:
+async def create(engine: Engine, job: Job, work: Work) -> Task:
     """Save a new job with its Work in one commit. Raises Conflict."""
-    return await _commit(engine, Create(job), Create(work), extra)
+    return await _commit(engine, Create(job), Create(work), engine.new_id())
 
 
 async def save(engine: Engine, task: Task, job: Job, work: Work, *, save_id: str | None = None) -> Task:
@@ -52,11 +51,11 @@ async def save(engine: Engine, task: Task, job: Job, work: Work, *, save_id: str
     Whoever repeats it after Unavailable gives the same `save_id` again, and is then told of the first success.
     """
     before = task.job.record
-    if job.status != before.status and (job.done or (job.webhook is not None and job.status in job.webhook.events)):
-        work = work.model_copy(update={"untold": (*work.untold, job.status)})
     if job.status != before.status:
+        if job.done or (job.webhook is not None and job.status in job.webhook.events):
+            work = work.model_copy(update={"untold": (*work.untold, job.status)})
         log.info("job.advanced", extra={"job_id": job.id, "from": before.status, "to": job.status})
-    return await _commit(engine, Update(job, task.job.etag), Update(work, task.work.etag), (), save_id)
+    return await _commit(engine, Update(job, task.job.etag), Update(work, task.work.etag), save_id or engine.new_id())
 
 
 async def save_work(engine: Engine, task: Task, work: Work) -> Task:
@@ -101,6 +100,7 @@ async def try_tell(engine: Engine, task: Task) -> bool:
 async def sweep_each(engine: Engine, desk: Desk, look_after: Callable[[Task], Awaitable[None]]) -> int:
     """Look after every job that a desk owes a step, up to 1,000, the longest due first; answers how many.
 
+    The news of ended jobs is told here, whichever desk it is; all else is `look_after`'s.
     One that cannot be looked after is logged and does not keep the others from it.
     """
     now = engine.now()
@@ -108,7 +108,12 @@ async def sweep_each(engine: Engine, desk: Desk, look_after: Callable[[Task], Aw
     for stored in due:
         try:
             task = await load(engine, stored.record.job_id)
-            if task.work.record.wake_at is not None and task.work.record.wake_at <= task.work.read_at:
+            work = task.work.record
+            if work.wake_at is None or work.wake_at > task.work.read_at:
+                continue
+            if task.job.record.done and work.untold:
+                await tell(engine, task)
+            else:
                 await look_after(task)
         except (Conflict, NotFound):
             # Somebody else just took care of it.
@@ -131,14 +136,8 @@ def requeue(work: Work, now: datetime, *, retell_s: int) -> Work:
     )
 
 
-async def _commit(
-    engine: Engine,
-    job: Create | Update,
-    work: Create | Update,
-    extra: tuple[Change, ...],
-    save_id: str | None = None,
-) -> Task:
-    written = await engine.store.commit([job, work, *extra], save_id=save_id or engine.new_id())
+async def _commit(engine: Engine, job: Create | Update, work: Create | Update, save_id: str) -> Task:
+    written = await engine.store.commit([job, work], save_id=save_id)
     if written[0] is None or written[1] is None:
         raise Conflict("the store did not say what it wrote")
     return Task(cast(Stored[Job], written[0]), cast(Stored[Work], written[1]))

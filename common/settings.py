@@ -114,7 +114,7 @@ class Settings(BaseSettings):
                 )
         if "*" in self.cors_origins:
             problems.append("CORS_ORIGINS must list origins; `*` would let any page use a caller's token")
-        if len({self.uploads_bucket, self.inputs_bucket, self.results_bucket}) != 3:
+        if len(set(self.buckets)) != 3:
             problems.append("UPLOADS_BUCKET, INPUTS_BUCKET and RESULTS_BUCKET must differ: only uploads may notify")
         if problems:
             raise ValueError("; ".join(problems))
@@ -126,14 +126,14 @@ class Settings(BaseSettings):
         return (self.notifier_url or self.public_url).rstrip("/")
 
     @cached_property
-    def api_url(self) -> str:
-        """Origin of the ingest public app."""
-        return self.public_url.rstrip("/")
-
-    @cached_property
     def buckets(self) -> tuple[str, str, str]:
         """Uploads, inputs, results."""
         return self.uploads_bucket, self.inputs_bucket, self.results_bucket
+
+    @cached_property
+    def api_url(self) -> str:
+        """Origin of the ingest public app."""
+        return self.public_url.rstrip("/")
 
 
 def load(**overrides: object) -> Settings:

@@ -185,11 +185,8 @@ class Intake:
             await self._look_for_upload(task, job, work, now)
 
     async def _tidy(self, task: Task) -> None:
-        """Tell what is untold; later, when no upload can come any more, remove what came too late, and let it sleep."""
+        """No upload can come any more: remove what came too late, and let the job sleep."""
         job, work = task.job.record, task.work.record
-        if work.untold:
-            await tell(self._engine, task)
-            return
         for bucket, name in (
             (self._settings.uploads_bucket, names.upload_name(job.owner, job.id)),
             (self._settings.inputs_bucket, names.input_name(job.owner, job.id)),

@@ -2,17 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from local.run import bind
+from local.run import on_loopback
 
 body_bytes_max = 256 * 1024
 
@@ -29,8 +28,8 @@ class Notice:
 class Receiver:
     """Keeps the first sound webhook. Set `secret` before any can come; what is not signed with it gets a 400."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self) -> None:
+        self.url = ""
         self.secret: str | None = None
         self.refused = 0
         self._notice: asyncio.Future[Notice] = asyncio.get_running_loop().create_future()
@@ -61,15 +60,7 @@ class Receiver:
 @asynccontextmanager
 async def receiving() -> AsyncIterator[Receiver]:
     """A receiver on a free loopback port for as long as the context is open."""
-    listener = bind("127.0.0.1", 0)
-    receiver = Receiver(f"http://127.0.0.1:{listener.getsockname()[1]}/webhook")
-    app = Starlette(routes=[Route("/webhook", receiver.take, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
-    server.capture_signals = nullcontext  # type: ignore[assignment, method-assign]
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
+    receiver = Receiver()
+    async with on_loopback(Starlette(routes=[Route("/webhook", receiver.take, methods=["POST"])])) as url:
+        receiver.url = f"{url}/webhook"
         yield receiver
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvicorn
 from sse_starlette.sse import AppStatus
+from starlette.types import ASGIApp
 
 from common import catalogue
 from common.loopback import LOOPBACK
@@ -139,6 +140,14 @@ def _check_exposed(host: str, settings: Settings) -> None:
         )
 
 
+class _Guest(uvicorn.Server):
+    """Uvicorn that leaves the process's signals, and the streams of other servers in it, alone."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 class _Server(uvicorn.Server):
     """Uvicorn that says when it answers, and leaves the process's signals alone where it is only a guest."""
 
@@ -164,6 +173,21 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals() if self._signals else nullcontext():
             yield
+
+
+@asynccontextmanager
+async def on_loopback(app: ASGIApp) -> AsyncIterator[str]:
+    """A small app beside others in this process, on a free loopback port; yields its URL without a slash."""
+    listener = bind("127.0.0.1", 0)
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    server = _Guest(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
+        listener.close()
 
 
 @asynccontextmanager

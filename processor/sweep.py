@@ -40,11 +40,8 @@ async def _look_after(engine: Engine, settings: Settings, results: Results, task
 
 
 async def _tidy(engine: Engine, results: Results, task: Task) -> None:
-    """Tell what is untold. Once no worker can hold the job any more, close its ledger and remove left-overs."""
+    """Once no worker can hold the job any more, close its ledger and remove left-overs."""
     job, work, now = task.job.record, task.work.record, task.work.read_at
-    if work.untold:
-        await tell(engine, task)
-        return
     if work.lease is not None and now < work.lease.expires_at:
         await save_work(engine, task, work.model_copy(update={"wake_at": work.lease.expires_at + timedelta(seconds=1)}))
         return

@@ -110,9 +110,7 @@ class SqliteStore:
         if data is not None:
             # Written by an earlier try of the same commit.
             return self._stored(type(record), (data, version, changed_at))
-        if changed_at is not None and "changed_at" in type(record).model_fields:
-            record = record.model_copy(update={"changed_at": from_micros(changed_at)})
-        return Stored(record, str(version), self._now())
+        return self._stamped(record, version, changed_at)
 
     def _readable(self, kind: type[R], row: Row) -> Stored[R] | None:
         try:
@@ -124,8 +122,10 @@ class SqliteStore:
 
     def _stored(self, kind: type[R], row: Row) -> Stored[R]:
         data, version, changed_at = row
-        record = decode(kind, data)
-        if changed_at is not None and "changed_at" in kind.model_fields:
+        return self._stamped(decode(kind, data), version, changed_at)
+
+    def _stamped(self, record: R, version: int, changed_at: int | None) -> Stored[R]:
+        if changed_at is not None and "changed_at" in type(record).model_fields:
             record = record.model_copy(update={"changed_at": from_micros(changed_at)})
         return Stored(record, str(version), self._now())
 

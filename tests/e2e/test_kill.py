@@ -11,14 +11,13 @@ import sqlite3
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
 import httpx2
 import pytest
-import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -26,7 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from common.records import Work
-from local.run import CannotServe, bind, stand_in
+from local.run import CannotServe, bind, on_loopback, stand_in
 from tests.e2e.server import POINTS
 from tests.world import jpeg
 
@@ -45,8 +44,8 @@ Kill = tuple[str, int]
 class Hooks:
     """A webhook receiver that outlives the server. Keeps every body it got, by its `webhook-id`."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self) -> None:
+        self.url = ""
         self.received: dict[str, list[Json]] = defaultdict(list)
         self._news = asyncio.Condition()
 
@@ -68,18 +67,10 @@ class Hooks:
 
 @asynccontextmanager
 async def hooks_open() -> AsyncIterator[Hooks]:
-    listener = bind("127.0.0.1", 0)
-    hooks = Hooks(f"http://127.0.0.1:{listener.getsockname()[1]}/hook")
-    app = Starlette(routes=[Route("/hook", hooks.take, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
-    server.capture_signals = nullcontext  # type: ignore[assignment, method-assign]
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
+    hooks = Hooks()
+    async with on_loopback(Starlette(routes=[Route("/hook", hooks.take, methods=["POST"])])) as url:
+        hooks.url = f"{url}/hook"
         yield hooks
-    finally:
-        server.should_exit = True
-        await serving
-        listener.close()
 
 
 class Server:

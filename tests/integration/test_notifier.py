@@ -1,13 +1,11 @@
 """Webhooks: signed, once for every end, under one id; a failing endpoint harms nobody."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-import uvicorn
 from standardwebhooks import Webhook
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,7 +15,7 @@ from starlette.routing import Route
 from common.job import Status
 from common.messages import JobChanged, Topic
 from common.records import Delivery
-from local.run import bind
+from local.run import on_loopback
 from tests.world import World
 
 
@@ -25,29 +23,22 @@ from tests.world import World
 class Receiver:
     """An endpoint on loopback that remembers what it got and answers `status`."""
 
-    url: str
+    url: str = ""
     status: int = 204
     got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def receiving() -> AsyncIterator[Receiver]:
-    listener = bind("127.0.0.1", 0)
-    receiver = Receiver(f"http://127.0.0.1:{listener.getsockname()[1]}/hook")
+    receiver = Receiver()
 
     async def hook(request: Request) -> Response:
         receiver.got.append((dict(request.headers), await request.body()))
         return Response(status_code=receiver.status, headers={"location": "http://127.0.0.1:1/"})
 
-    app = Starlette(routes=[Route("/hook", hook, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-    task = asyncio.create_task(server._serve([listener]))
-    try:
+    async with on_loopback(Starlette(routes=[Route("/hook", hook, methods=["POST"])])) as url:
+        receiver.url = f"{url}/hook"
         yield receiver
-    finally:
-        server.should_exit = True
-        await task
-        listener.close()
 
 
 @pytest.fixture
