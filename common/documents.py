@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from pydantic_core import PydanticSerializationError
@@ -20,18 +20,24 @@ R = TypeVar("R", bound=Record)
 name_bytes_max = 1500
 document_bytes_max = 900_000
 depth_max = 20
+# Objects are named by their owner, and a name has at most 1,024 bytes. Firestore filters by less than 1,500.
+owner_bytes_max = 1024
 _RESERVED = re.compile(r"__.*__", re.DOTALL)
 _digest_bytes = 9
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def encode(record: Record) -> bytes:
     """The record as UTF-8 JSON. Raises Rejected("unsafe_record") for what Firestore would refuse.
 
-    Also for a datetime without time zone, which no store could put in order.
+    Also for a datetime without time zone, which no store could put in order, and for an owner of over 1,024 bytes.
     """
     check_key(record.key)
-    for name in ("created_at", "wake_at"):
-        moment = getattr(record, name, None)
+    if not _may_own(getattr(record, "owner", "")):
+        raise Rejected("unsafe_record", f"{record.collection}.owner is not Unicode text of up to 1,024 bytes")
+    for name in type(record).model_fields:
+        moment = getattr(record, name)
         if isinstance(moment, datetime) and moment.tzinfo is None:
             raise Rejected("unsafe_record", f"{record.collection}.{name} has no time zone")
     try:
@@ -73,34 +79,40 @@ def is_text(text: str) -> bool:
 
 def check_owner(owner: str) -> None:
     """Raise Rejected("invalid_request") for an owner that no record can have."""
-    if not is_text(owner):
-        raise Rejected("invalid_request", "the owner is not Unicode text")
+    if not _may_own(owner):
+        raise Rejected("invalid_request", f"the owner is not Unicode text of up to {owner_bytes_max:,} bytes")
 
 
-def write_token(kind: type[Record], owner: str, created_at: int, key: str) -> str:
+def write_token(kind: type[Record], owner: str, created_at: datetime, key: str) -> str:
     """Where a page of the owner's records ended: microseconds since 1970 and key, for a URL."""
-    place = f"{created_at}/{key}".encode()
+    place = f"{(created_at - _EPOCH) // _MICROSECOND}/{key}".encode()
     return base64.urlsafe_b64encode(_digest(kind, owner, place) + place).decode().rstrip("=")
 
 
-def read_token(kind: type[Record], owner: str, token: str) -> tuple[int, str]:
+def read_token(kind: type[Record], owner: str, token: str) -> tuple[datetime, str]:
     """`(created_at, key)` of a token. Raises Rejected("invalid_request") for any other text or listing.
 
-    The digest is no secret: it catches accidents, and what a forger could reach is his own listing.
+    The digest is no secret: it catches accidents, and what a forger could reach is his own listing. So that no store
+    stumbles over what he made up, the time is one that a record can have, and so is the key.
     """
     try:
         data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        place = data[_digest_bytes:]
-        created_at, _, key = place.decode().partition("/")
-        if write_token(kind, owner, int(created_at), key) == token and -(2**63) <= int(created_at) < 2**63:
-            return int(created_at), key
-    except (binascii.Error, ValueError) as exc:
+        micros, _, key = data[_digest_bytes:].decode().partition("/")
+        created_at = _EPOCH + int(micros) * _MICROSECOND
+        check_key(key)
+    except (binascii.Error, OverflowError, Rejected, ValueError) as exc:
         raise _unknown_token() from exc
-    raise _unknown_token()
+    if write_token(kind, owner, created_at, key) != token:
+        raise _unknown_token()
+    return created_at, key
 
 
 def _unknown_token() -> Rejected:
     return Rejected("invalid_request", "the page_token was not given by this API for this list; start without one")
+
+
+def _may_own(owner: str) -> bool:
+    return is_text(owner) and len(owner.encode()) <= owner_bytes_max
 
 
 def _digest(kind: type[Record], owner: str, place: bytes) -> bytes:

@@ -41,6 +41,7 @@ CODES: Mapping[str, Code] = MappingProxyType(
         "not_ready": Code(409, "The picture is not there yet", "Wait until the job is done, then ask again.", True),
         "already_ended": Code(409, "The job has already ended", "Look at the job; an end never changes."),
         "conflict": Code(409, "Somebody else changed it first", "Read it again, then repeat.", True),
+        "no_firestore": Code(404, "There is no Firestore to listen to", "Follow the job by its `events` link instead."),
         "unavailable": Code(503, "A part of the service does not answer", "Try again in a few seconds.", True),
         "internal": Code(500, "Something broke on our side", "Try again; if it stays, tell us the `request_id`."),
         # The photo. A job ends with one of these; nothing was billed.

@@ -134,6 +134,7 @@ class Job(Record):
 
     collection: ClassVar[str] = "jobs"
     free_form: ClassVar[tuple[str, ...] | None] = ("metadata",)
+    derived: ClassVar[tuple[str, ...]] = ("done",)
 
     id: str
     owner: str

@@ -5,6 +5,11 @@ import string
 
 from common.errors import Rejected
 
+# An object's name has 1,024 bytes at most (https://cloud.google.com/storage/quotas#objects). Ours need 41 around the
+# owner; the rest is left to what an app writes behind `inbox/{owner}/`.
+owner_bytes_max = 900
+"""Of an owner as `encode_owner` writes it: ASCII takes 1 or 3 bytes a character, any other 6 to 12."""
+
 _PLAIN = frozenset(string.ascii_letters + string.digits + "_-")
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 _ESCAPED = re.compile(r"(?:[A-Za-z0-9_-]|~[0-9A-F]{2})+")
@@ -14,13 +19,16 @@ def encode_owner(owner: str) -> str:
     """An owner as one path segment: `[A-Za-z0-9_-]` stays, every other UTF-8 byte becomes `~XX`.
 
     Injective, so that no two owners share a folder; nothing in it can climb out of one. Raises Rejected for
-    what is no Unicode text, as a token's subject may be.
+    what is no Unicode text, as a token's subject may be, and for what would have more than `owner_bytes_max` bytes.
     """
     try:
         raw = owner.encode()
     except UnicodeEncodeError as exc:
         raise Rejected("invalid_request", "the owner is not Unicode text") from exc
-    return "".join(chr(b) if chr(b) in _PLAIN else f"~{b:02X}" for b in raw)
+    segment = "".join(chr(b) if chr(b) in _PLAIN else f"~{b:02X}" for b in raw)
+    if len(segment) > owner_bytes_max:
+        raise Rejected("invalid_request", f"the owner is too long for an object's name, over {owner_bytes_max} bytes")
+    return segment
 
 
 def decode_owner(segment: str) -> str:

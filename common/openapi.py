@@ -38,9 +38,19 @@ class Secret(BaseModel):
     secret: str = Field(examples=["whsec_..."])
 
 
-def document(request: type[BaseModel], listing: type[BaseModel], *, api_url: str, events_url: str) -> JsonObject:
-    """The merged document; `request` is the body of POST /v1/jobs, `listing` the answer of GET /v1/jobs."""
-    inputs, outputs = [request], [JobView, listing, Problem, Secret]
+def document(
+    request: type[BaseModel],
+    listing: type[BaseModel],
+    firestore: type[BaseModel],
+    *,
+    api_url: str,
+    events_url: str,
+) -> JsonObject:
+    """The merged document; `request` is the body of POST /v1/jobs, `listing` the answer of GET /v1/jobs.
+
+    `firestore` is the answer of POST /v1/firestore-token.
+    """
+    inputs, outputs = [request], [JobView, listing, firestore, Problem, Secret]
     pairs: Any = [(m, "validation") for m in inputs] + [(m, "serialization") for m in outputs]
     _, definitions = models_json_schema(pairs, ref_template="#/components/schemas/{model}")
     return {
@@ -54,7 +64,7 @@ def document(request: type[BaseModel], listing: type[BaseModel], *, api_url: str
         },
         "servers": [{"url": api_url}],
         "security": [{"bearer": []}],
-        "paths": _paths(request.__name__, listing.__name__, events_url),
+        "paths": _paths(request.__name__, listing.__name__, firestore.__name__, events_url),
         "components": {
             "schemas": definitions["$defs"],
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
@@ -62,7 +72,7 @@ def document(request: type[BaseModel], listing: type[BaseModel], *, api_url: str
     }
 
 
-def _paths(request: str, listing: str, events_url: str) -> JsonObject:
+def _paths(request: str, listing: str, firestore: str, events_url: str) -> JsonObject:
     job = _json("JobView", "The job.")
     job_id = _parameter("job_id", "path", {"type": "string", "pattern": "^[0-9a-f]{32}$"})
     index = _parameter("index", "path", {"type": "integer", "minimum": 0, "maximum": 3})
@@ -95,6 +105,10 @@ def _paths(request: str, listing: str, events_url: str) -> JsonObject:
         "/v1/jobs/{job_id}/images/{index}": {
             "get": _operation("getImage", "An image or its thumbnail", {"302": redirect}, [401, 404, 409, 503],
                               [job_id, index, variant]),
+        },
+        "/v1/firestore-token": {
+            "post": _operation("createFirestoreToken", "Listen to your jobs in Firestore yourself, for an hour",
+                               {"200": _json(firestore, "The token, and where the jobs are.")}, [401, 404, 422, 503]),
         },
         "/v1/jobs/{job_id}/events": {
             **notifier,

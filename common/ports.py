@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -72,7 +72,8 @@ class Store(Protocol):
         Raises Conflict if a Create exists or an Update's version has moved, unless the record there
         carries this `save_id`: then the same commit was applied before and its answer lost, and it
         succeeds. So the same commit may be sent again. `changed_at` of every written record becomes
-        the store's time. Raises Rejected("unsafe_record") for what Firestore would refuse.
+        the store's time, which may stand still for a millisecond. Raises Rejected("unsafe_record") for
+        what Firestore would refuse.
         """
         ...
 
@@ -174,6 +175,16 @@ class Feed(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class FirestoreToken:
+    """A Firebase custom token that opens one owner's jobs, and the database they are in."""
+
+    token: str = field(repr=False)
+    expires_at: datetime
+    project_id: str
+    database: str
+
+
 async def _nothing() -> None:
     return None
 
@@ -183,6 +194,8 @@ class Engine:
     """One of each port, and the clock, ids and randomness that handlers take from here and nowhere else.
 
     `push_key` answers the public key that signs the bus's pushes under a `kid`, or None if there is none such.
+    `firestore_token` makes a token for an owner, where the store is one that clients may listen to themselves. It
+    raises Rejected("invalid_request") for an owner that fits no token, and Unavailable.
     """
 
     store: Store
@@ -194,3 +207,4 @@ class Engine:
     random: Random
     push_key: Callable[[str], Awaitable[object | None]]
     aclose: Callable[[], Awaitable[None]] = _nothing
+    firestore_token: Callable[[str], Awaitable[FirestoreToken]] | None = None

@@ -1,4 +1,7 @@
-"""A push from the bus: envelope in, acknowledgement out. What a message means is its handler's business."""
+"""What travels beside a fact, and a push from the bus: envelope in, acknowledgement out.
+
+What a message means is its handler's business.
+"""
 
 import base64
 import binascii
@@ -14,7 +17,7 @@ from common.auth import Pushes
 from common.errors import Deferred, Rejected, Retryable
 from common.messages import Message
 from common.problems import problem, read_body
-from common.telemetry import logger
+from common.telemetry import follow_trace, logger, traceparent
 
 log = logger(__name__)
 
@@ -39,6 +42,11 @@ class Push(BaseModel):
     deliveryAttempt: int | None = None  # noqa: N815 - Pub/Sub's spelling
 
 
+def message_attributes(event_id: str | None) -> dict[str, str]:
+    """What a bus puts beside the fact it publishes: its trace, and the id of the event it tells, if it tells one."""
+    return {"traceparent": traceparent()} | ({} if event_id is None else {"event_id": event_id})
+
+
 def push_route(path: str, kind: type[M], handle: Callable[[M], Awaitable[None]], pushes: Pushes) -> Route:
     """A POST route that authenticates, opens the envelope, handles the fact, and answers by the design's table.
 
@@ -46,6 +54,7 @@ def push_route(path: str, kind: type[M], handle: Callable[[M], Awaitable[None]],
     """
 
     async def receive(request: Request) -> Response:
+        _follow(request)
         await pushes.check(request)
         try:
             push = Push.model_validate_json(await read_body(request, bytes_max=push_bytes_max))
@@ -53,6 +62,7 @@ def push_route(path: str, kind: type[M], handle: Callable[[M], Awaitable[None]],
         except (ValidationError, binascii.Error) as exc:
             log.error("push.malformed", extra={"path": path, "reason": type(exc).__name__})
             return problem("malformed_request", "the push is not the envelope or the fact of this route")
+        follow_trace(push.message.attributes.get("traceparent", ""), traceparent())
         if push.message.attributes.get("eventType", "OBJECT_FINALIZE") != "OBJECT_FINALIZE":
             log.info("push.ignored", extra={"path": path, "event_type": push.message.attributes["eventType"]})
             return Response(status_code=204)
@@ -75,8 +85,13 @@ def sweep_route(sweep: Callable[[], Awaitable[int]], pushes: Pushes) -> Route:
     """`POST /tasks/sweep`: one round of finding what never came; answers 204."""
 
     async def receive(request: Request) -> Response:
+        _follow(request)
         await pushes.check(request)
         await sweep()
         return Response(status_code=204)
 
     return Route("/tasks/sweep", receive, methods=["POST"])
+
+
+def _follow(request: Request) -> None:
+    follow_trace(",".join(request.headers.getlist("traceparent")))

@@ -27,6 +27,8 @@ class Record(Model):
     collection: ClassVar[str]
     free_form: ClassVar[tuple[str, ...] | None] = None
     """Fields whose shape comes from strangers, to be checked at every commit (0.1 ms a record); None: check all."""
+    derived: ClassVar[tuple[str, ...]] = ()
+    """Properties that stand beside the fields in Firestore, for whoever listens to the document there."""
 
     @property
     def key(self) -> str:

@@ -37,6 +37,14 @@ class Settings(BaseSettings):
     push_issuer: str = Field("https://accounts.google.com")
     push_email: str | None = Field(None, examples=["push@my-project.iam.gserviceaccount.com"])
 
+    # Google Cloud, where the services run there; a laptop needs none of it. There is no default project.
+    google_cloud_project: str | None = Field(None, examples=["my-project"])
+    firestore_database: str = Field("(default)", examples=["darkroom"])
+    signer_email: str | None = Field(None, examples=["api@my-project.iam.gserviceaccount.com"])
+    storage_url: str = Field("https://storage.googleapis.com", examples=["https://storage.googleapis.com"])
+    iam_credentials_url: str = Field("https://iamcredentials.googleapis.com")
+    push_certs_url: str = Field("https://www.googleapis.com/oauth2/v3/certs")
+
     # Buckets. Only `uploads_bucket` announces what arrives.
     uploads_bucket: str = "uploads"
     inputs_bucket: str = "inputs"

@@ -1,12 +1,66 @@
-"""Logs: one line per decision, an event name and fields; never payloads, signed URLs, tokens or prompts."""
+"""Logs and the trace they belong to: one line per decision; never payloads, signed URLs, tokens or prompts.
+
+A trace here is an id that goes with the work: from the request to the facts it publishes, to the pushes of these,
+and on. Nothing measures or reports spans.
+"""
 
 import json
 import logging
+import re
 import sys
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from common.clock import new_id
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+
+# https://www.w3.org/TR/trace-context/#traceparent-header: no capitals, no ids of zeros, no version ff; a version after
+# 00 may say more behind a dash.
+_TRACEPARENT = re.compile(
+    r"(?:00(?=.{53}$)|(?!00|ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
+    r"-(?P<flags>[0-9a-f]{2})(?:-.*)?"
+)
+_sampled = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Trace:
+    trace_id: str
+    span_id: str
+    flags: int
+
+
+_trace: ContextVar[_Trace | None] = ContextVar("trace", default=None)
+
+
+def follow_trace(*parents: str) -> None:
+    """Join the trace of the first W3C `traceparent` that can be read, as a new span of it, or begin a trace.
+
+    It holds until the task ends, which is one request or push, and is not taken back before: Starlette logs bugs
+    outside of all middleware, and that line belongs to the trace too. The sampled flag goes on as it came.
+    """
+    joined = (trace for trace in map(_joined, parents) if trace is not None)
+    _trace.set(next(joined, None) or _begun())
+
+
+def traceparent() -> str:
+    """What goes out with a fact or a request made now; where no trace is followed, the beginning of one."""
+    trace = _trace.get() or _begun()
+    return f"00-{trace.trace_id}-{trace.span_id}-{trace.flags:02x}"
+
+
+def _joined(parent: str) -> _Trace | None:
+    found = _TRACEPARENT.fullmatch(parent)
+    if found is None:
+        return None
+    return _Trace(found["trace"], new_id()[:16], int(found["flags"], 16) & _sampled)
+
+
+def _begun() -> _Trace:
+    return _Trace(new_id(), new_id()[:16], 0)
 
 
 def logger(name: str) -> logging.Logger:
@@ -29,7 +83,9 @@ def configure(level: str, *, people: bool | None = None) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    trace = _trace.get()
+    return fields if trace is None else {**fields, "trace_id": trace.trace_id}
 
 
 class _JsonFormatter(logging.Formatter):

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from common.auth import Users
 from common.cors import cors
 from common.errors import NotFound, Rejected
+from common.google.service import on_google_cloud
 from common.health import health_routes
 from common.job import Job, Kind, Status
 from common.lookup import check_job_id, find_job
@@ -24,7 +25,7 @@ from common.settings import Settings
 from common.views import JobView, Upload, job_view, signed_view
 from ingest.docs import doc_routes
 from ingest.intake import Intake
-from ingest.schemas import JobList, JobRequest
+from ingest.schemas import FirestoreAccess, JobList, JobRequest
 
 body_bytes_max = 64 * 1024
 wait_s_max = 60
@@ -115,6 +116,24 @@ class JobsApi:
         signed = await self._engine.blobs.sign_get(self._settings.results_bucket, name, expires_s=self._settings.link_s)
         return RedirectResponse(signed.url, 302, headers={"cache-control": "private, no-store"})
 
+    async def firestore_token(self, request: Request) -> Response:
+        """POST /v1/firestore-token: a token with which the caller listens to its jobs in Firestore, for an hour."""
+        owner = self._users.owner(request)
+        mint = self._engine.firestore_token
+        if mint is None:
+            raise Rejected("no_firestore", "this server keeps its jobs elsewhere")
+        made = await mint(owner)
+        return _answer(
+            FirestoreAccess(
+                token=made.token,
+                expires_at=made.expires_at,
+                project_id=made.project_id,
+                database=made.database,
+                collection=Job.collection,
+                owner=owner,
+            )
+        )
+
     async def _wait(self, job: Job, wait_s: int) -> Job:
         try:
             async with asyncio.timeout(wait_s), self._engine.feed.watch_job(job.id) as states:
@@ -135,11 +154,15 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/v1/jobs/{job_id}", jobs.show, methods=["GET"]),
         Route("/v1/jobs/{job_id}/cancel", jobs.cancel, methods=["POST"]),
         Route("/v1/jobs/{job_id}/images/{index}", jobs.image, methods=["GET"]),
+        Route("/v1/firestore-token", jobs.firestore_token, methods=["POST"]),
         *doc_routes(settings),
         *health_routes(engine),
     ]
     middleware = [Middleware(RequestIds, new_id=engine.new_id), *cors(settings)]
     return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=middleware)
+
+
+app = on_google_cloud(create_app)
 
 
 async def _json(request: Request) -> object:
@@ -187,7 +210,9 @@ def _status(text: str | None) -> Status | None:
         raise Rejected("invalid_request", f"status: must be one of {', '.join(Status)}") from exc
 
 
-def _answer(body: JobView | JobList, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _answer(
+    body: JobView | JobList | FirestoreAccess, *, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
     # `model_construct` left nested models as they were, so serialisation is duck-typed and needs no validation.
     text = body.__pydantic_serializer__.to_json(body, warnings=False)
     return Response(

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from common.errors import NotFound
 from common.openapi import document
 from common.settings import Settings
-from ingest.schemas import JobList, JobRequest
+from ingest.schemas import FirestoreAccess, JobList, JobRequest
 
 _ASSETS = {
     "swagger-ui.css": "text/css",
@@ -40,7 +40,11 @@ SwaggerUIBundle({url: "openapi.json", dom_id: "#docs", deepLinking: true, tryItO
 
 def doc_routes(settings: Settings) -> list[Route]:
     """Routes that need no sign-in: they say nothing but what the API is."""
-    described = document(JobRequest, JobList, api_url=settings.api_url, events_url=settings.events_url)
+
+    @cache
+    def described() -> dict[str, object]:
+        # Built when first asked for: few instances ever are, and every cold start would pay 10 ms.
+        return document(JobRequest, JobList, FirestoreAccess, api_url=settings.api_url, events_url=settings.events_url)
 
     async def root(_: Request) -> Response:
         api, events = settings.api_url, settings.events_url
@@ -55,7 +59,7 @@ def doc_routes(settings: Settings) -> list[Route]:
         )
 
     async def openapi(_: Request) -> Response:
-        return JSONResponse(described)
+        return JSONResponse(described())
 
     async def page(_: Request) -> Response:
         return HTMLResponse(_PAGE)

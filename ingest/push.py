@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 
 from common.auth import Pushes
+from common.google.service import on_google_cloud
 from common.health import health_routes
 from common.messages import UploadFinalized
 from common.ports import Engine
@@ -39,3 +40,6 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         *health_routes(engine),
     ]
     return Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
+
+
+app = on_google_cloud(create_app)

@@ -1,5 +1,6 @@
 """The bodies that the public ingest API takes and gives; no behaviour beyond validation."""
 
+from datetime import datetime
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -75,3 +76,14 @@ class JobList(BaseModel):
 
     jobs: list[JobView]
     next_page_token: str | None
+
+
+class FirestoreAccess(BaseModel):
+    """What an app needs to listen to its jobs in Firestore by itself; docs/firestore.md shows how."""
+
+    token: str = Field(description="A Firebase custom token, for `signInWithCustomToken`.")
+    expires_at: datetime = Field(description="When the token, and what was signed in with it, stop opening anything.")
+    project_id: str
+    database: str = Field(examples=["(default)"])
+    collection: str = Field(examples=["jobs"])
+    owner: str = Field(description="What a query must ask for: `where owner == …`.", examples=["key:acme"])

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -59,6 +59,9 @@ def serve(
     host: Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="PORT", min=0, max=65535, help="0 takes a free one.")] = 8080,
     data_dir: DataDir = _data_dir,
+    engine: Annotated[
+        Literal["embedded", "google"], typer.Option(help="google: on Google's emulators, see docs/cloud.md.")
+    ] = "embedded",
     duplicate_rate: Annotated[
         float, typer.Option(min=0, max=1, help="Share of messages delivered twice, to try it out.")
     ] = 0.0,
@@ -67,8 +70,12 @@ def serve(
     """Serve API and pipeline on this machine, until Ctrl-C."""
     from local.serving import serve_until_signal
 
+    if engine == "google" and (duplicate_rate or reorder_s):
+        _end("--duplicate-rate and --reorder-s are the embedded bus's; leave them out", Exit.WRONG_USE)
     _run(
-        lambda: serve_until_signal(data_dir, host, port, duplicate_rate=duplicate_rate, reorder_s=reorder_s),
+        lambda: serve_until_signal(
+            data_dir, host, port, engine=engine, duplicate_rate=duplicate_rate, reorder_s=reorder_s
+        ),
         serves=True,
     )
 

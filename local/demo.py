@@ -12,16 +12,17 @@ from random import Random
 from rich.console import Console
 from rich.text import Text
 
+from common.clock import utc_now
 from common.job import Status
 from common.settings import Settings, SettingsError, load
 from common.telemetry import configure
+from common.v4 import HmacKey
 from common.views import JobView
 from local import photos, timeline
 from local.client import Client
 from local.engine.blobs import FileBlobs
 from local.engine.bus import SqliteBus
-from local.engine.engine import open_database, utc_now
-from local.engine.v4 import HmacKey
+from local.engine.engine import open_database
 from local.photos import Facts, WrongUse
 from local.progress import Board, ending, printable
 from local.receiver import Receiver, receiving

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from common.clock import utc_now
 from local.engine.bus import DeadLetter, SqliteBus
-from local.engine.engine import open_database, utc_now
+from local.engine.engine import open_database
 from local.photos import WrongUse
 from local.progress import printable
 

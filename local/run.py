@@ -7,11 +7,12 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 from sse_starlette.sse import AppStatus
@@ -25,6 +26,7 @@ from local.server import Mischief, complete, serve_apps
 
 log = logger(__name__)
 
+EngineName = Literal["embedded", "google"]
 LOCAL_OWNER = "local:me"
 stand_in_start_s = 20.0
 # For streams and uploads; calls to the model get 5 s more (local/server.py). Cloud Run gives 10 s in all.
@@ -89,6 +91,7 @@ async def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
+    engine: EngineName = "embedded",
     mischief: Mischief | None = None,
     ready: Callable[[Running], None] | None = None,
     stop: asyncio.Event | None = None,
@@ -97,6 +100,7 @@ async def serve(
     """Serve until SIGINT or SIGTERM, or until `stop` is set. Calls `ready` once requests are answered.
 
     Port 0 takes a free one. Without a key for Gemini the stand-in is started, and every job says so.
+    The engine `google` works on Google's emulators (local/emulated.py) and keeps only its keys in `folder`.
     Raises CannotServe, or DataFolderInUse if another server works on `folder`.
     """
     listener = bind(host, port)
@@ -104,7 +108,7 @@ async def serve(
     try:
         settings = local_settings(host, port, folder)
         _warn_of_retired(settings)
-        async with model(settings) as settings, serve_apps(settings, folder, mischief=mischief) as app:
+        async with model(settings) as settings, _apps(engine, settings, folder, mischief) as app:
             config = uvicorn.Config(
                 app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=shutdown_s,
                 server_header=False,
@@ -119,6 +123,20 @@ async def serve(
             await running
     finally:
         listener.close()
+
+
+def _apps(
+    engine: EngineName, settings: Settings, folder: Path, mischief: Mischief | None
+) -> AbstractAsyncContextManager[ASGIApp]:
+    if engine == "embedded":
+        return serve_apps(settings, folder, mischief=mischief)
+    # Here, because the embedded engine needs nothing of Google's.
+    from local.emulated import check_emulators, serve_on_emulators
+
+    try:
+        return serve_on_emulators(check_emulators(settings), folder)
+    except SettingsError as exc:
+        raise CannotServe(str(exc)) from exc
 
 
 def _check_exposed(host: str, settings: Settings) -> None:
@@ -176,9 +194,12 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def on_loopback(app: ASGIApp) -> AsyncIterator[str]:
-    """A small app beside others in this process, on a free loopback port; yields its URL without a slash."""
-    listener = bind("127.0.0.1", 0)
+async def on_loopback(app: ASGIApp, listener: socket.socket | None = None) -> AsyncIterator[str]:
+    """A small app beside others in this process; yields its URL without a slash.
+
+    It takes a free loopback port, or `listener`, which it closes.
+    """
+    listener = listener or bind("127.0.0.1", 0)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
     server = _Guest(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -27,8 +27,8 @@ from common.settings import Settings
 from common.telemetry import logger
 from local.engine.asgi import post
 from local.engine.dispatcher import PushPolicy, Route
-from local.engine.engine import SCRATCH, STORAGE_PATH, EmbeddedEngine, open_engine, read_key
-from local.engine.push_tokens import AUDIENCE, EMAIL, ISSUER
+from local.engine.engine import SCRATCH, STORAGE_PATH, open_engine, read_key
+from local.engine.push_tokens import AUDIENCE, EMAIL, ISSUER, PushTokens
 from local.guard import LoopbackOnly
 
 log = logger(__name__)
@@ -76,21 +76,20 @@ async def serve_apps(
     embedded = await open_engine(folder, settings, reorder_s=mischief.reorder_s)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(embedded.engine.aclose)
-        private = private_apps(embedded, settings)
+        private = private_apps(embedded.engine, settings)
         for app in private:
             await stack.enter_async_context(app.router.lifespan_context(app))
         await release_leases(embedded.engine)
         dispatcher = embedded.dispatcher(push_routes(*private), policy)
         stack.push_async_callback(partial(dispatcher.aclose, grace_s=grace_s))
         pushing = forever(dispatcher.run, pause_s=1.0)
-        sweeping = forever(partial(sweep_once, private, embedded), pause_s=sweep_every_s)
-        await stack.enter_async_context(_running(pushing, sweeping))
-        yield public_app(embedded, settings)
+        sweeping = forever(partial(sweep_once, private, embedded.tokens), pause_s=sweep_every_s)
+        await stack.enter_async_context(running(pushing, sweeping))
+        yield public_app(embedded.engine, settings, embedded.storage_app)
 
 
-def private_apps(embedded: EmbeddedEngine, settings: Settings) -> tuple[Starlette, Starlette, Starlette]:
+def private_apps(engine: Engine, settings: Settings) -> tuple[Starlette, Starlette, Starlette]:
     """ingest-push, processor-push and notifier-push."""
-    engine = embedded.engine
     return (
         ingest.push.create_app(engine, settings),
         processor.push.create_app(engine, settings),
@@ -110,11 +109,15 @@ def push_routes(intake: ASGIApp, processor_app: ASGIApp, notifier_app: ASGIApp) 
     }
 
 
-def public_app(embedded: EmbeddedEngine, settings: Settings) -> ASGIApp:
-    """Both public apps and the buckets behind one origin; guarded against other hosts where nobody signs in."""
-    api = ingest.api.create_app(embedded.engine, settings)
-    events = notifier.api.create_app(embedded.engine, settings)
-    app: ASGIApp = _FirstMatch(events.router, events, Router([Mount(STORAGE_PATH, embedded.storage_app)], default=api))
+def public_app(engine: Engine, settings: Settings, storage_app: ASGIApp | None = None) -> ASGIApp:
+    """Both public apps, and the buckets if we keep them, behind one origin.
+
+    Guarded against other hosts where nobody signs in.
+    """
+    api = ingest.api.create_app(engine, settings)
+    events = notifier.api.create_app(engine, settings)
+    buckets = [] if storage_app is None else [Mount(STORAGE_PATH, storage_app)]
+    app: ASGIApp = _FirstMatch(events.router, events, Router(buckets, default=api))
     if settings.local_owner is not None:
         app = LoopbackOnly(app, origins=settings.cors_origins)
     return app
@@ -136,9 +139,9 @@ async def release_leases(engine: Engine) -> None:
             log.info("lease.released", extra={"job_id": work.job_id, "fence": lease.fence})
 
 
-async def sweep_once(apps: Sequence[ASGIApp], embedded: EmbeddedEngine) -> None:
+async def sweep_once(apps: Sequence[ASGIApp], tokens: PushTokens) -> None:
     """Call each private app's sweep, as Cloud Scheduler does, through its route."""
-    headers = {"authorization": f"Bearer {embedded.tokens.mint()}"}
+    headers = {"authorization": f"Bearer {tokens.mint()}"}
     for app in apps:
         status, _ = await post(app, "/tasks/sweep", b"", headers)
         if status != 204:
@@ -169,7 +172,8 @@ class _FirstMatch:
 
 
 @asynccontextmanager
-async def _running(*works: Coroutine[None, None, None]) -> AsyncIterator[None]:
+async def running(*works: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Let them run beside the caller, and end them with it."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         yield

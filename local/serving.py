@@ -18,11 +18,13 @@ from common.settings import Settings, SettingsError, load
 from common.telemetry import configure
 from local.engine.engine import DataFolderInUse
 from local.photos import WrongUse
-from local.run import CannotServe, Running, serve
+from local.run import CannotServe, EngineName, Running, serve
 from local.server import Mischief
 
 
-async def serve_until_signal(folder: Path, host: str, port: int, *, duplicate_rate: float, reorder_s: float) -> None:
+async def serve_until_signal(
+    folder: Path, host: str, port: int, *, engine: EngineName, duplicate_rate: float, reorder_s: float
+) -> None:
     """Serve until SIGINT or SIGTERM. Raises WrongUse, saying what to do, if it cannot start."""
     try:
         configure(load().log_level)
@@ -47,7 +49,7 @@ async def serve_until_signal(folder: Path, host: str, port: int, *, duplicate_ra
         asyncio.get_running_loop().add_signal_handler(number, ended)
     mischief = Mischief(duplicate_rate=duplicate_rate, reorder_s=reorder_s)
     with suppress(asyncio.CancelledError):
-        await _explained(serve(folder, host=host, port=port, mischief=mischief, ready=ready))
+        await _explained(serve(folder, host=host, port=port, engine=engine, mischief=mischief, ready=ready))
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from common.auth import Users
 from common.cors import cors
+from common.google.service import on_google_cloud
 from common.health import health_routes
 from common.lookup import find_job
 from common.ports import Engine
@@ -52,3 +53,6 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
     ]
     middleware = [Middleware(RequestIds, new_id=engine.new_id), *cors(settings)]
     return Starlette(routes=routes, exception_handlers=HANDLERS, middleware=middleware)
+
+
+app = on_google_cloud(create_app)

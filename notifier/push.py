@@ -7,6 +7,7 @@ import httpx2
 from starlette.applications import Starlette
 
 from common.auth import Pushes
+from common.google.service import on_google_cloud
 from common.health import health_routes
 from common.messages import DeliveryDue, JobChanged
 from common.ports import Engine
@@ -44,3 +45,6 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         *health_routes(engine),
     ]
     return Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
+
+
+app = on_google_cloud(create_app)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from common.errors import Conflict, Deferred, NotFound, Rejected, Retryable
+from common.errors import Conflict, Deferred, NotFound, Rejected, Retryable, Unavailable
 from common.job import Image, Job, JobError, Stage, Status
 from common.ledger import Attempt, billed
 from common.messages import JobQueued
@@ -132,7 +132,12 @@ class Generation:
         claimed = work.model_copy(
             update={"lease": lease, "fence": fence, "unqueued": False, "untold": untold, "wake_at": wake_at}
         )
-        task = await save(self._engine, task, job.send(images, attempts + sent, now), claimed)
+        sending, save_id = job.send(images, attempts + sent, now), self._engine.new_id()
+        try:
+            task = await save(self._engine, task, sending, claimed, save_id=save_id)
+        except Unavailable:
+            # If only the answer was lost, the ledger says "sent", and going away now would cost a call of the cap.
+            task = await save(self._engine, task, sending, claimed, save_id=save_id)
         log.info("job.claimed", extra={"job_id": job.id, "fence": fence, "calls": len(sent)})
         return Claim(task, lease, order, patience)
 

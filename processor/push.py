@@ -8,6 +8,7 @@ from functools import partial
 from starlette.applications import Starlette
 
 from common.auth import Pushes
+from common.google.service import on_google_cloud
 from common.health import health_routes
 from common.messages import JobQueued
 from common.ports import Engine
@@ -55,3 +56,6 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         *health_routes(engine),
     ]
     return Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
+
+
+app = on_google_cloud(create_app)

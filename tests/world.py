@@ -15,13 +15,14 @@ import httpx2
 from PIL import Image
 from starlette.applications import Starlette
 
+from common.clock import new_id
 from common.job import Job
 from common.messages import Topic
 from common.ports import Engine, Stored
 from common.records import Work
 from common.settings import Settings
 from local.engine.dispatcher import Dispatcher, PushPolicy
-from local.engine.engine import EmbeddedEngine, new_id, open_engine
+from local.engine.engine import EmbeddedEngine, open_engine
 from local.engine.push_tokens import PushTokens
 from local.server import complete, private_apps, public_app, push_routes
 
@@ -164,12 +165,12 @@ async def open_world(
         stack.push_async_callback(embedded.engine.aclose)
         if wrap is not None:
             embedded = replace(embedded, engine=wrap(embedded.engine))
-        private = private_apps(embedded, configured)
+        private = private_apps(embedded.engine, configured)
         for app in private:
             await stack.enter_async_context(app.router.lifespan_context(app))
         dispatcher = embedded.dispatcher(push_routes(*private), policy or PushPolicy())
         stack.push_async_callback(dispatcher.aclose)
-        transport = httpx2.ASGITransport(app=public_app(embedded, configured))
+        transport = httpx2.ASGITransport(app=public_app(embedded.engine, configured, embedded.storage_app))
         api = await stack.enter_async_context(
             httpx2.AsyncClient(transport=transport, base_url=configured.api_url, timeout=None)
         )

@@ -13,6 +13,7 @@ from random import Random
 
 from common.errors import NotFound
 from common.messages import Message, Topic
+from common.pubsub import message_attributes
 from local.engine.database import Database, from_micros, to_micros
 
 
@@ -53,9 +54,8 @@ class SqliteBus:
 
     async def publish(self, topic: Topic, message: Message, *, event_id: str | None = None) -> str:
         """See EventBus.publish."""
-        attributes = {"event_id": event_id} if event_id is not None else {}
-        data = message.encode()
-        number = await self._database.write(lambda connection: self.insert(connection, topic, data, attributes))
+        data, beside = message.encode(), message_attributes(event_id)
+        number = await self._database.write(lambda connection: self.insert(connection, topic, data, beside))
         self.notice(topic)
         return str(number)
 

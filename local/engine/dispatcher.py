@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from common.errors import DarkroomError
 from common.messages import Topic
-from common.telemetry import logger
+from common.telemetry import follow_trace, logger
 from local.engine.asgi import post
 from local.engine.bus import Envelope, SqliteBus
 from local.engine.push_tokens import PushTokens
@@ -126,6 +126,7 @@ class Dispatcher:
         return soonest
 
     async def _deliver(self, envelope: Envelope) -> None:
+        follow_trace(envelope.attributes.get("traceparent", ""))
         copies = 2 if self._random.random() < self._policy.duplicate_rate else 1
         try:
             errors = await asyncio.gather(*(self._push(envelope) for _ in range(copies)))

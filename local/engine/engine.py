@@ -6,16 +6,18 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import IO
 
 from starlette.applications import Starlette
 
+from common.clock import new_id, utc_now
 from common.messages import Topic
 from common.ports import Engine
 from common.settings import Settings
+from common.v4 import HmacKey
 from local.engine import storage
 from local.engine.blobs import FileBlobs
 from local.engine.bus import SqliteBus
@@ -24,7 +26,6 @@ from local.engine.dispatcher import Dispatcher, PushPolicy, Route
 from local.engine.feed import LocalFeed
 from local.engine.push_tokens import PushTokens, write_secret
 from local.engine.store import SqliteStore
-from local.engine.v4 import HmacKey
 
 STORAGE_PATH = "/storage"
 SCRATCH = "scratch"
@@ -46,16 +47,6 @@ class EmbeddedEngine:
     def dispatcher(self, routes: Mapping[Topic, Route], policy: PushPolicy) -> Dispatcher:
         """What pushes this engine's messages to `routes`."""
         return Dispatcher(self.bus, routes, self.tokens, self.engine.now, self.engine.random, policy)
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
-
-
-def new_id() -> str:
-    """32 random hex digits."""
-    return secrets.token_hex(16)
 
 
 async def open_engine(

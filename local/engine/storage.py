@@ -1,9 +1,10 @@
-"""The HTTP face of the local buckets: what Cloud Storage's signed URLs reach; every request must be signed."""
+"""The HTTP face of buckets as Cloud Storage's XML API has it, for signed requests alone; nothing is kept here."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, Protocol
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
@@ -15,16 +16,41 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from common.errors import Conflict, NotFound, Unavailable
-from local.engine.blobs import FileBlobs, sync
-from local.engine.v4 import BadSignature, CheckSignature, verify
+from common.ports import Blob
+from common.v4 import BadSignature, CheckSignature, verify
+from local.engine.blobs import Draft, sync
 
 _chunk_bytes = 1024 * 1024
 _object_bytes_max = 5 * 1024**4
 """https://cloud.google.com/storage/quotas#objects, where nothing smaller is signed."""
 
 
+class Objects(Protocol):
+    """What lies behind the face: FileBlobs, or what a test puts there."""
+
+    def draft(self, content_type: str, metadata: Mapping[str, str]) -> Draft:
+        """A place to write an object's bytes to, before `finalize`."""
+        ...
+
+    async def finalize(self, draft: Draft, bucket: str, name: str, *, size: int, only_if_absent: bool) -> Blob:
+        """Make a draft that is on the disk the object. Raises Conflict if there is one."""
+        ...
+
+    async def discard(self, draft: Draft) -> None:
+        """Forget a draft."""
+        ...
+
+    async def stat(self, bucket: str, name: str) -> Blob | None:
+        """What is there, or None."""
+        ...
+
+    async def locate(self, bucket: str, name: str) -> tuple[Blob, Path]:
+        """The object and a file of it, for serving. Raises NotFound."""
+        ...
+
+
 def create_app(
-    blobs: FileBlobs, check: CheckSignature, now: Callable[[], datetime], *, cors_origins: tuple[str, ...]
+    blobs: Objects, check: CheckSignature, now: Callable[[], datetime], *, cors_origins: tuple[str, ...]
 ) -> Starlette:
     """Routes `/{bucket}/{name}`: PUT, GET and HEAD with a V4 signature; errors are Cloud Storage's XML."""
 
@@ -71,7 +97,7 @@ def _verify(request: Request, check: CheckSignature, now: datetime) -> None:
     verify(request.method, raw_path.decode("latin-1"), query, headers, check=check, now=now)
 
 
-async def _put(request: Request, blobs: FileBlobs, bucket: str, name: str) -> Response:
+async def _put(request: Request, blobs: Objects, bucket: str, name: str) -> Response:
     low, high = _length_range(request)
     declared = request.headers.get("content-length")
     if declared is not None and not (declared.isascii() and declared.isdigit()):

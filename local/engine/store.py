@@ -68,18 +68,23 @@ class SqliteStore:
     async def page(self, kind: type[R], *, owner: str, limit: int, token: str | None = None) -> Page[R]:
         """See Store.page."""
         check_owner(owner)
-        before, before_key = read_token(kind, owner, token) if token is not None else (2**62, "")
+        before = (2**62, "")
+        if token is not None:
+            moment, last = read_token(kind, owner, token)
+            before = (to_micros(moment), last)
         rows: list[tuple[bytes, int, int | None, int, str]] = await self._database.read(
             lambda connection: connection.execute(
                 "SELECT data, version, changed_at, created_at, key FROM records"
                 " WHERE collection = ? AND owner = ? AND (created_at, key) < (?, ?)"
                 " ORDER BY created_at DESC, key DESC LIMIT ?",
-                (kind.collection, owner, before, before_key, limit + 1),
+                (kind.collection, owner, *before, limit + 1),
             ).fetchall()
         )
         items = tuple(self._stored(kind, row[:3]) for row in rows[:limit])
-        more = len(rows) > limit
-        return Page(items, write_token(kind, owner, rows[limit - 1][3], rows[limit - 1][4]) if more else None)
+        if len(rows) <= limit:
+            return Page(items, None)
+        created_at, key = rows[limit - 1][3:]
+        return Page(items, write_token(kind, owner, from_micros(created_at), key))
 
     async def changed(self, kind: type[R], *, owner: str, since: datetime, limit: int) -> tuple[Stored[R], ...]:
         """See Store.changed."""

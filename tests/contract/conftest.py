@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.ports import Engine
-from tests.engines import ENGINES, Bench
+from tests.bench import Bench, Surroundings
+from tests.engines import ENGINES
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +17,9 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=sorted(ENGINES))
 async def bench(request: pytest.FixtureRequest, tmp_path: Path, shared_folder: Path) -> AsyncIterator[Bench]:
-    async with ENGINES[request.param](tmp_path, shared_folder) as opened:
+    started = request.getfixturevalue
+    around = Surroundings(tmp_path, shared_folder, lambda: started("emulators"), lambda: started("fakes"))
+    async with ENGINES[request.param](around) as opened:
         yield opened
 
 

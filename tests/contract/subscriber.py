@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from common.messages import Message, Topic
-from tests.engines import Bench
+from tests.bench import Bench
 
 
 @dataclass(frozen=True, slots=True)

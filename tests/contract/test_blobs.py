@@ -14,8 +14,8 @@ import pytest
 from common.errors import Conflict, NotFound
 from common.messages import Topic, UploadFinalized
 from common.ports import Blob, BlobStore, Engine, SignedRequest
+from tests.bench import ALLOWED_ORIGIN, Bench
 from tests.contract.subscriber import Push, Subscriber
-from tests.engines import ALLOWED_ORIGIN, Bench
 
 JPEG = "image/jpeg"
 NAME = "uploads/test~3Aann/" + "0" * 32

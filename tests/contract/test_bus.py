@@ -3,17 +3,23 @@
 import asyncio
 from datetime import datetime
 
+import httpx2
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from common.auth import Pushes
 from common.job import Status
 from common.messages import DeliveryDue, JobChanged, JobQueued, Topic
 from common.pubsub import push_route
+from common.request_id import RequestIds
+from common.telemetry import traceparent
+from tests.bench import PUSH_PATH, Bench
 from tests.contract.subscriber import Subscriber
-from tests.engines import PUSH_PATH, Bench
 
 QUEUED = Topic.JOB_QUEUED
 FACT = JobQueued(job_id="0" * 32, fence=3)
@@ -230,3 +236,32 @@ async def test_handler_may_publish(bench: Bench) -> None:
     await bench.engine.bus.publish(QUEUED, FACT)
     assert len(await first.hear()) == 1
     assert [push.data for push in second.pushes] == [news.encode()]
+
+
+async def test_trace_of_a_request_goes_on_with_every_fact_that_comes_of_it(bench: Bench) -> None:
+    """https://www.w3.org/TR/trace-context/: the trace id stays, and each hop names itself to the next."""
+    hops = ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]
+
+    async def submit(_: Request) -> Response:
+        hops.append(traceparent())
+        await bench.engine.bus.publish(QUEUED, FACT)
+        return Response(status_code=204)
+
+    async def handle(_: JobQueued) -> None:
+        hops.append(traceparent())
+        news = JobChanged(job_id="a", event_id="a.1", status=Status.PENDING)
+        await bench.engine.bus.publish(Topic.JOB_CHANGED, news, event_id="a.1")
+
+    pushes = Pushes(bench.settings, bench.engine.push_key, bench.engine.now)
+    bench.routes[QUEUED] = Starlette(routes=[push_route(PUSH_PATH, JobQueued, handle, pushes)])
+    api = Starlette(
+        routes=[Route("/", submit, methods=["POST"])],
+        middleware=[Middleware(RequestIds, new_id=bench.engine.new_id)],
+    )
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=api), base_url="http://api") as client:
+        await client.post("/", headers={"traceparent": hops[0]})
+    (push,) = await Subscriber(bench, Topic.JOB_CHANGED).hear()
+    assert push.attributes == {"traceparent": hops[-1], "event_id": "a.1"}
+    versions, traces, spans, flags = zip(*(hop.split("-") for hop in hops), strict=True)
+    assert (set(versions), set(traces), set(flags)) == ({"00"}, {"0af7651916cd43dd8448eb211c80319c"}, {"01"})
+    assert len(set(spans)) == 3

@@ -302,6 +302,7 @@ async def test_every_route_is_in_the_openapi_document(world: World) -> None:
         ("GET", "/v1/jobs/{job_id}"),
         ("POST", "/v1/jobs/{job_id}/cancel"),
         ("GET", "/v1/jobs/{job_id}/images/{index}"),
+        ("POST", "/v1/firestore-token"),
         ("GET", "/v1/jobs/{job_id}/events"),
         ("GET", "/v1/webhook-secret"),
         ("GET", "/health/live"),

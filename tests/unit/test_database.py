@@ -16,8 +16,8 @@ from common.ports import Create, Engine, Stored, Update
 from common.settings import Settings
 from local.engine.database import Database, from_micros, next_version, to_micros
 from local.engine.engine import DataFolderInUse, open_database, open_engine
+from tests.bench import Clock
 from tests.contract.samples import Note
-from tests.engines import Clock
 
 Connection = sqlite3.Connection
 

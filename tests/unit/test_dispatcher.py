@@ -15,7 +15,7 @@ from common.messages import JobQueued, Topic
 from common.settings import Settings
 from local.engine.dispatcher import PushPolicy, Route
 from local.engine.engine import EmbeddedEngine, open_engine
-from tests.engines import Clock
+from tests.bench import Clock
 
 QUEUED = Topic.JOB_QUEUED
 FACT = JobQueued(job_id="0" * 32)

@@ -14,6 +14,7 @@ from common.names import (
     encode_owner,
     input_name,
     is_job_id,
+    owner_bytes_max,
     parse_upload_name,
     result_name,
     thumbnail_name,
@@ -133,6 +134,19 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
     for name in (text, f"uploads/{text}", f"uploads/{text}/{JOB}"):
         with suppress(Rejected):
             assert upload_name(*parse_upload_name(name)) == name
+
+
+@pytest.mark.parametrize("character", ["x", "@", "é", "漢", "😀"])
+def test_owner_has_900_bytes_of_a_name_at_most(character: str) -> None:
+    count = owner_bytes_max // len(encode_owner(character))
+    longest = character * count
+    for name in (upload_name(longest, JOB), input_name(longest, JOB), thumbnail_name(longest, JOB, 3)):
+        assert len(name.encode()) <= 1024
+    assert decode_owner(encode_owner(longest)) == longest
+    with pytest.raises(Rejected, match="too long for an object's name, over 900 bytes"):
+        encode_owner(longest + character)
+    with pytest.raises(Rejected):
+        decode_owner(encode_owner(longest) + encode_owner(character))
 
 
 @pytest.mark.parametrize("owner", ["\ud800", "jwt:a\udfff"])

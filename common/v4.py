@@ -1,4 +1,4 @@
-"""V4 signed URLs, made with HMAC and checked with any signature; no object is touched here.
+"""V4 signed URLs, made and checked with any signature; no key but the local HMAC one, and no object, is touched here.
 
 https://cloud.google.com/storage/docs/authentication/canonical-requests describes what is signed.
 """
@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, urlsplit
+
+from common.ports import SignedRequest
 
 HMAC_ALGORITHM = "GOOG4-HMAC-SHA256"
 RSA_ALGORITHM = "GOOG4-RSA-SHA256"
@@ -28,6 +30,55 @@ class BadSignature(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Unsigned:
+    """A request that waits for its signature: hex over `text`, by whatever signs for the key id it was made for."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    expires_at: datetime
+    text: bytes
+
+    def signed(self, signature: str) -> SignedRequest:
+        """The request that anyone may send."""
+        return SignedRequest(self.method, f"{self.url}&X-Goog-Signature={signature}", self.headers, self.expires_at)
+
+
+def unsigned(
+    algorithm: str, key_id: str, method: str, url: str, headers: Mapping[str, str], *, expires_s: int, now: datetime
+) -> Unsigned:
+    """A request to `url` (path encoded, no query) that is fixed by method, path and exactly these headers."""
+    parts = urlsplit(url)
+    date = now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    scope = f"{date[:8]}/auto/storage/goog4_request"
+    fixed = {"host": parts.netloc, **{name.lower(): value for name, value in headers.items()}}
+    query = [
+        ("X-Goog-Algorithm", algorithm),
+        ("X-Goog-Credential", f"{key_id}/{scope}"),
+        ("X-Goog-Date", date),
+        ("X-Goog-Expires", str(expires_s)),
+        ("X-Goog-SignedHeaders", ";".join(sorted(fixed))),
+    ]
+    text = _string_to_sign(algorithm, date, scope, _canonical(method, parts.path, query, fixed))
+    expires_at = now.replace(microsecond=0) + timedelta(seconds=expires_s)
+    return Unsigned(method, f"{url}?{_encode_query(query)}", headers, expires_at, text)
+
+
+def object_url(storage_url: str, bucket: str, name: str) -> str:
+    """Where the XML API has the object. `storage_url` ends without a slash."""
+    return f"{storage_url}/{bucket}/{quote(name, safe='/~')}"
+
+
+def upload_headers(content_type: str, bytes_max: int) -> dict[str, str]:
+    """What a signed PUT fixes: the type, a length of 1 to `bytes_max`, and that the name is free."""
+    return {
+        "Content-Type": content_type,
+        "x-goog-content-length-range": f"1,{bytes_max}",
+        "x-goog-if-generation-match": "0",
+    }
+
+
+@dataclass(frozen=True, slots=True)
 class HmacKey:
     """A signing key: its public id and its secret."""
 
@@ -42,28 +93,19 @@ class HmacKey:
         # As bytes: `compare_digest` takes no text beyond ASCII, and anybody may send that.
         return hmac.compare_digest(self._sign(date, location, text).encode(), signature.encode())
 
+    def sign(
+        self, method: str, url: str, headers: Mapping[str, str], *, expires_s: int, now: datetime
+    ) -> SignedRequest:
+        """The request `unsigned` describes, signed with this key."""
+        draft = unsigned(HMAC_ALGORITHM, self.id, method, url, headers, expires_s=expires_s, now=now)
+        date = now.astimezone(UTC).strftime("%Y%m%d")
+        return draft.signed(self._sign(date, "auto", draft.text))
+
     def _sign(self, date: str, location: str, text: bytes) -> str:
         key = b"GOOG4" + self.secret
         for part in (date, location, "storage", "goog4_request"):
             key = hmac.digest(key, part.encode(), hashlib.sha256)
         return hmac.digest(key, text, hashlib.sha256).hex()
-
-    def sign_url(self, method: str, url: str, headers: Mapping[str, str], *, expires_s: int, now: datetime) -> str:
-        """`url` (path encoded, no query) with a signature over method, path and exactly these headers."""
-        parts = urlsplit(url)
-        date = now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-        scope = f"{date[:8]}/auto/storage/goog4_request"
-        signed = {"host": parts.netloc, **{name.lower(): value for name, value in headers.items()}}
-        query = [
-            ("X-Goog-Algorithm", HMAC_ALGORITHM),
-            ("X-Goog-Credential", f"{self.id}/{scope}"),
-            ("X-Goog-Date", date),
-            ("X-Goog-Expires", str(expires_s)),
-            ("X-Goog-SignedHeaders", ";".join(sorted(signed))),
-        ]
-        text = _string_to_sign(HMAC_ALGORITHM, date, scope, _canonical(method, parts.path, query, signed))
-        query.append(("X-Goog-Signature", self._sign(date[:8], "auto", text)))
-        return f"{url}?{_encode_query(query)}"
 
 
 def verify(
@@ -90,9 +132,9 @@ def verify(
     if len(scope) != 5 or scope[1] != date[:8] or scope[3:] != ["storage", "goog4_request"]:
         raise BadSignature(400, "InvalidArgument", "The credential's scope is malformed.")
     names = fields.get("X-Goog-SignedHeaders", "").split(";")
-    unsigned = [name for name in headers if name.startswith("x-goog-") and name not in names]
-    if unsigned:
-        raise BadSignature(400, "MalformedSecurityHeader", f"Header {unsigned[0]} was sent but not signed.")
+    loose = [name for name in headers if name.startswith("x-goog-") and name not in names]
+    if loose:
+        raise BadSignature(400, "MalformedSecurityHeader", f"Header {loose[0]} was sent but not signed.")
     if "host" not in names or any(name not in headers for name in names):
         raise BadSignature(403, "SignatureDoesNotMatch", "A signed header is missing from the request.")
     signed = {name: headers[name] for name in names}

@@ -1,0 +1,115 @@
+"""One connection to Firestore through the async client that Google generates: its stream of changes, and reads."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from common.errors import Unavailable
+from common.google.calls import answered, retry, try_s_max
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+    from google.cloud.firestore_v1.services.firestore import FirestoreAsyncClient
+    from google.cloud.firestore_v1.types import BatchGetDocumentsResponse, ListenRequest, ListenResponse
+    from grpc.aio import StreamStreamCall
+
+stream_s_max = 1800.0
+"""After so long a stream is replaced by a fresh one. Google ends them too, some time within the hour."""
+
+answer_bytes_max = 2 * 1024 * 1024
+"""Room for the largest document, 1 MiB. Where a message's length is garbled, most lengths are refused at once."""
+
+
+class Connection:
+    """One TCP connection of its own, shared with no other client; FIRESTORE_EMULATOR_HOST leads it to an emulator."""
+
+    def __init__(self, project: str, database: str) -> None:
+        self.database = f"projects/{project}/databases/{database}"
+        self._emulator = os.environ.get("FIRESTORE_EMULATOR_HOST")
+        # Firestore routes by this. The emulator lets whoever owns the database past its rules.
+        self._metadata = [("google-cloud-resource-prefix", self.database)]
+        if self._emulator is not None:
+            self._metadata.append(("authorization", "Bearer owner"))
+        self._client: FirestoreAsyncClient | None = None
+
+    async def open(self) -> None:
+        """Get ready; connects with the first call. Raises google.auth's errors if nobody says who we are."""
+        import grpc.aio
+        from google.cloud.firestore_v1.services.firestore import FirestoreAsyncClient
+        from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcAsyncIOTransport
+
+        # Left to itself, gRPC waits up to two minutes before it tries a broken connection again.
+        options = [
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.min_reconnect_backoff_ms", 5000),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_receive_message_length", answer_bytes_max),
+        ]
+        if self._emulator is not None:
+            channel = grpc.aio.insecure_channel(self._emulator, options=options)
+        else:
+            # As the library does: pings find a connection that died without a word. The emulator forbids them.
+            options.append(("grpc.keepalive_time_ms", 30_000))
+            # The metadata server may have to be asked.
+            credentials = await asyncio.to_thread(_credentials)
+            channel = FirestoreGrpcAsyncIOTransport.create_channel(credentials=credentials, options=options)
+        self._client = FirestoreAsyncClient(transport=FirestoreGrpcAsyncIOTransport(channel=channel))
+
+    async def aclose(self) -> None:
+        """Close it; every call that is under way fails. Safe to repeat."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.transport.close()  # type: ignore[no-untyped-call]
+
+    def listen(
+        self, requests: "AsyncIterator[ListenRequest]"
+    ) -> "StreamStreamCall[ListenRequest, ListenResponse | None]":
+        """A stream of changes, ended by cancelling it. Raises gRPC's errors; yields None for what cannot be parsed."""
+        call: StreamStreamCall[ListenRequest, ListenResponse | None] = self._bare.listen(
+            requests, timeout=stream_s_max, metadata=self._metadata
+        )
+        return call
+
+    async def look(self, document: str) -> "BatchGetDocumentsResponse":
+        """The document of that full name as it is now, if it is there, and the store's time. Raises Unavailable."""
+        with answered("feed.look"):
+            # Around the whole answer: the client's own retry ends where a stream of results begins.
+            return await retry()(self._look)(document)
+
+    async def _look(self, document: str) -> "BatchGetDocumentsResponse":
+        from google.api_core.exceptions import from_grpc_error
+        from google.cloud.firestore_v1.types import BatchGetDocumentsRequest
+        from grpc.aio import AioRpcError
+
+        request = BatchGetDocumentsRequest(database=self.database, documents=[document])
+        call = self._bare.batch_get_documents(request, timeout=try_s_max, metadata=self._metadata)
+        try:
+            answers: list[BatchGetDocumentsResponse] = [answer async for answer in call]
+        except AioRpcError as exc:
+            raise from_grpc_error(exc) from exc  # type: ignore[no-untyped-call]
+        finally:
+            call.cancel()
+        if not answers:
+            raise Unavailable("Firestore did not say whether the document is there")
+        return answers[0]
+
+    @property
+    def _bare(self) -> Any:
+        """The calls without the library's wrapper, which hands a call over only when it is connected.
+
+        Who is cancelled before would leave behind a call that nobody can end, and that keeps the connection open.
+        """
+        if self._client is None:
+            raise Unavailable("the connection to Firestore is closed")
+        return self._client.transport
+
+
+@cache
+def _credentials() -> "Credentials":
+    import google.auth
+
+    credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/datastore"])
+    return credentials

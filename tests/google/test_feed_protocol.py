@@ -1,0 +1,286 @@
+"""How the feed on Firestore answers what only the real service says: refusals, old tokens, resets, counts."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+import grpc
+import pytest
+
+from common.errors import Unavailable
+from common.google import feed, listen
+from common.google.feed import FirestoreFeed
+from common.google.listen import restarts_max
+from common.job import Job
+from tests.contract.samples import ANN, job
+from tests.google.listen_server import Conversation, ListenServer, listen_server
+
+DEADLINE_S = 10
+Watch = AbstractAsyncContextManager[AsyncIterator[Job]]
+
+
+@pytest.fixture
+async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ListenServer]:
+    async with listen_server() as spoken:
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", spoken.host)
+        monkeypatch.setattr(listen, "first_pause_s", 0.01)
+        yield spoken
+
+
+@pytest.fixture
+async def firestore_feed(server: ListenServer) -> AsyncIterator[FirestoreFeed]:
+    opened = FirestoreFeed("test", "(default)")
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as opened:
+        yield opened
+
+
+def beginning(stack: AsyncExitStack, watch: Watch) -> asyncio.Task[AsyncIterator[Job]]:
+    """A watch that the server has still to let begin."""
+    return asyncio.create_task(stack.enter_async_context(watch))
+
+
+async def following(states: AsyncIterator[Job]) -> Job:
+    async with asyncio.timeout(DEADLINE_S):
+        return await anext(states)
+
+
+async def rest(states: AsyncIterator[Job]) -> list[Job]:
+    async with asyncio.timeout(DEADLINE_S):
+        return [state async for state in states]
+
+
+async def watched(
+    server: ListenServer, stack: AsyncExitStack, watched_feed: FirestoreFeed, token: bytes = b""
+) -> tuple[Conversation, int, AsyncIterator[Job]]:
+    """A stream with one watched job that is told of: the stream, the target's id, the watcher's states."""
+    begun = beginning(stack, watched_feed.watch_job(job().id))
+    stream = await server.conversation()
+    target = (await stream.added()).target_id
+    stream.tell(job(), target)
+    stream.current(target, token)
+    states = await begun
+    assert (await following(states)).revision == 1
+    return stream, target, states
+
+
+def newer(revision: int) -> Job:
+    return job().model_copy(update={"revision": revision})
+
+
+async def test_missing_permission_is_told_to_who_begins_and_to_who_watches(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, _, states = await watched(server, stack, firestore_feed)
+    begun = beginning(stack, firestore_feed.watch_job(job(2).id))
+    await stream.added()
+    stream.abort(grpc.StatusCode.PERMISSION_DENIED)
+    with pytest.raises(Unavailable):
+        await begun
+    with pytest.raises(Unavailable):
+        await following(states)
+
+
+async def test_next_watch_after_a_refusal_asks_again(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    refused = beginning(stack, firestore_feed.watch_job(job().id))
+    (await server.conversation()).abort(grpc.StatusCode.PERMISSION_DENIED)
+    with pytest.raises(Unavailable):
+        await refused
+    await watched(server, stack, firestore_feed)
+
+
+async def test_refused_target_fails_alone(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, target, states = await watched(server, stack, firestore_feed)
+    begun = beginning(stack, firestore_feed.watch_job(job(2).id))
+    stream.remove((await stream.added()).target_id, grpc.StatusCode.PERMISSION_DENIED)
+    with pytest.raises(Unavailable):
+        await begun
+    stream.tell(newer(2), target)
+    assert (await following(states)).revision == 2
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAUTHENTICATED]
+)
+async def test_broken_stream_goes_on_from_the_last_token(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack, code: grpc.StatusCode
+) -> None:
+    stream, _, states = await watched(server, stack, firestore_feed, b"first")
+    stream.consistent(b"second")
+    stream.abort(code)
+    stream = await server.conversation()
+    again = await stream.added()
+    assert again.resume_token == b"second"
+    stream.tell(newer(2), again.target_id)
+    stream.current(again.target_id)
+    assert (await following(states)).revision == 2
+
+
+async def test_token_for_all_is_not_for_a_target_that_is_still_catching_up(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, _, _ = await watched(server, stack, firestore_feed, b"first")
+    begun = beginning(stack, firestore_feed.watch_job(job(2).id))
+    await stream.added()
+    stream.consistent(b"second")
+    stream.abort(grpc.StatusCode.UNAVAILABLE)
+    stream = await server.conversation()
+    asked = [await stream.added(), await stream.added()]
+    assert [target.resume_token for target in asked] == [b"second", b""]
+    stream.current(asked[1].target_id)
+    assert await rest(await begun) == []
+
+
+async def test_token_that_is_too_old_is_given_up(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, _, states = await watched(server, stack, firestore_feed, b"old")
+    stream.abort(grpc.StatusCode.UNAVAILABLE)
+    stream = await server.conversation()
+    refused = (await stream.added()).target_id
+    stream.remove(refused, grpc.StatusCode.INVALID_ARGUMENT)
+    again = await stream.added()
+    assert again.resume_token == b""
+    assert again.target_id != refused
+    # What was on its way for the refused one is not heard.
+    stream.deleted(job(), refused)
+    stream.tell(newer(2), again.target_id)
+    stream.current(again.target_id)
+    assert (await following(states)).revision == 2
+
+
+async def test_target_that_is_removed_again_and_again_fails(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, target, states = await watched(server, stack, firestore_feed)
+    for _ in range(restarts_max):
+        stream.remove(target, grpc.StatusCode.INTERNAL)
+        target = (await stream.added()).target_id
+    stream.remove(target, grpc.StatusCode.INTERNAL)
+    with pytest.raises(Unavailable):
+        await following(states)
+
+
+async def test_reset_target_is_told_anew(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, target, states = await watched(server, stack, firestore_feed, b"first")
+    stream.reset(target)
+    stream.tell(newer(2), target)
+    stream.current(target)
+    assert (await following(states)).revision == 2
+    stream.reset(target)
+    stream.current(target)
+    assert await rest(states) == []
+
+
+async def test_job_that_is_missing_in_the_count_is_looked_for_afresh(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, _, states = await watched(server, stack, firestore_feed, b"first")
+    stream.abort(grpc.StatusCode.UNAVAILABLE)
+    stream = await server.conversation()
+    resumed = (await stream.added()).target_id
+    stream.count(resumed, 0)
+    assert await stream.removed() == resumed
+    again = await stream.added()
+    assert again.resume_token == b""
+    stream.current(again.target_id)
+    assert await rest(states) == []
+
+
+async def test_job_that_went_out_of_view_is_looked_for_afresh(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, target, states = await watched(server, stack, firestore_feed)
+    stream.out_of_view(job(), target)
+    assert await stream.removed() == target
+    again = (await stream.added()).target_id
+    stream.tell(newer(2), again)
+    stream.current(again)
+    assert (await following(states)).revision == 2
+
+
+async def test_right_count_changes_nothing(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, target, states = await watched(server, stack, firestore_feed)
+    stream.count(target, 1)
+    stream.tell(newer(2), target)
+    assert (await following(states)).revision == 2
+    assert stream.asked.empty()
+
+
+async def test_last_watcher_of_a_job_removes_its_target(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, target, states = await watched(server, stack, firestore_feed)
+    async with AsyncExitStack() as leaving:
+        begun = beginning(leaving, firestore_feed.watch_job(job(2).id))
+        left = (await stream.added()).target_id
+        stream.current(left)
+        await begun
+    assert await stream.removed() == left
+    # What was on its way is not heard.
+    stream.deleted(job(2), left)
+    stream.tell(newer(2), target, left)
+    assert (await following(states)).revision == 2
+
+
+async def test_id_of_a_target_is_not_used_for_the_next(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, target, _ = await watched(server, stack, firestore_feed)
+    used = {target}
+    for number in (2, 3, 4):
+        async with AsyncExitStack() as leaving:
+            begun = beginning(leaving, firestore_feed.watch_job(job(number).id))
+            added = (await stream.added()).target_id
+            assert added not in used
+            used.add(added)
+            stream.current(added)
+            await begun
+        assert await stream.removed() == added
+
+
+async def test_watch_that_gets_no_answer_is_unavailable(
+    server: ListenServer, firestore_feed: FirestoreFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "ready_s_max", 0.2)
+    with pytest.raises(Unavailable):
+        async with firestore_feed.watch_job(job().id):
+            pass
+
+
+async def test_silent_stream_is_replaced(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "silence_s_max", 0.2)
+    _, _, states = await watched(server, stack, firestore_feed, b"first")
+    stream = await server.conversation()
+    again = await stream.added()
+    assert again.resume_token == b"first"
+    stream.tell(newer(2), again.target_id)
+    assert (await following(states)).revision == 2
+
+
+async def test_nobody_to_sign_in_as_is_unavailable(
+    firestore_feed: FirestoreFeed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("FIRESTORE_EMULATOR_HOST")
+    # Without it, google-auth looks for a metadata server.
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", "/nowhere")
+    with caplog.at_level(logging.CRITICAL), pytest.raises(Unavailable):
+        async with firestore_feed.watch_owner(ANN):
+            pass
