@@ -4,7 +4,7 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test soak bench lint lock clean
+.PHONY: help demo serve test soak emulators bench lint lock clean
 
 # A stamp says: .venv holds what the lock says. `demo` and `serve` wait for the first only.
 RUN = .venv/.filled-for-running
@@ -15,7 +15,7 @@ UV = .venv/.uv-$(UV_VERSION)
 KEYLESS = env $(foreach name,$(filter GCLOUD_% GEMINI_% GOOGLE_%,$(.VARIABLES)),-u $(name))
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
 
 demo: $(RUN) ## one photo all the way through (PHOTO=me.jpg; REAL=1 spends money)
 	@$(if $(filter-out 1,$(REAL)),$(error REAL=1 asks Google and spends money; REAL=$(REAL) means nothing))
@@ -29,6 +29,9 @@ test: $(DEV) ## every test but the long ones (ARGS="-k webhook" chooses)
 
 soak: $(DEV) ## the long tests
 	@$(KEYLESS) .venv/bin/python -m pytest -m soak $(ARGS)
+
+emulators: $(DEV) ## Google's emulators, for darkroom serve --engine google (docs/cloud.md)
+	@$(KEYLESS) .venv/bin/python -m tests.google.stack $(ARGS)
 
 bench: $(DEV) ## measure the pipeline on this machine
 	@$(KEYLESS) .venv/bin/python -m benchmarks.pipeline $(ARGS)

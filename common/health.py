@@ -10,8 +10,8 @@ from common.errors import DarkroomError
 from common.job import Job
 from common.ports import Engine
 from common.problems import problem
+from common.version import VERSION
 
-VERSION = "0.1.0"
 _deadline_s = 3.0
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from common.errors import CODES
-from common.health import VERSION
+from common.version import VERSION
 from common.views import JobView
 
 JsonObject = dict[str, Any]

@@ -43,6 +43,7 @@ class Running:
 
     url: str
     settings: Settings
+    engine: EngineName
 
 
 def local_settings(host: str, port: int, folder: Path) -> Settings:
@@ -113,7 +114,9 @@ async def serve(
                 app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=shutdown_s,
                 server_header=False,
             )  # fmt: skip
-            server = _Server(config, partial(ready, Running(settings.api_url, settings)) if ready else None, signals)
+            server = _Server(
+                config, partial(ready, Running(settings.api_url, settings, engine)) if ready else None, signals
+            )
             running = asyncio.create_task(server.serve(sockets=[listener]))
             if stop is not None:
                 stopped = asyncio.create_task(stop.wait())

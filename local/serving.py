@@ -104,11 +104,14 @@ def _print_banner(running: Running, folder: Path) -> None:
     free = "drawn by a stand-in, free of charge; set GEMINI_API_KEY and Google's model draws"
     pictures = free if settings.stand_in else f"drawn by Google: {price_of(settings)}"
     command = "darkroom" if shutil.which("darkroom") else sys.argv[0]
+    kept = str(folder.resolve())
+    if running.engine == "google":
+        kept = f"on Google's emulators, project {settings.google_cloud_project}; keys in {kept}"
     rows = {
         "docs": f"{running.url}/docs",
         "callers": callers,
         "pictures": pictures,
-        "data": str(folder.resolve()),
+        "data": kept,
         "try": " ".join([command, "submit me.jpg --out .", *_where(running)]),
         "stop": "Ctrl-C",
     }

@@ -100,24 +100,23 @@ class Cluster:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             log = stack.enter_context((self._logs / f"{service}-{len(self.instances)}.log").open("wb"))
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "uvicorn", "--factory", f"{service}:app", "--fd", str(listener.fileno()),
-                "--log-level", "warning", "--timeout-graceful-shutdown", "3",
+                sys.executable, "-m", "tests.e2e.instance", service.replace(".", ".start:"), str(listener.fileno()),
                 cwd=ROOT, env=self._environment, stdout=log, stderr=log, pass_fds=(listener.fileno(),),
             )  # fmt: skip
         instance = Instance(service, url, process)
         self.instances.append(instance)
-        await self._wait_until_alive(instance)
+        await self._wait_until_ready(instance)
         return instance
 
-    async def _wait_until_alive(self, instance: Instance) -> None:
+    async def _wait_until_ready(self, instance: Instance) -> None:
         # Its port takes connections from the start, so the first request simply waits until somebody answers it.
-        asked = asyncio.ensure_future(self._client.get(f"{instance.url}/health/live"))
+        asked = asyncio.ensure_future(self._client.get(f"{instance.url}/health/ready"))
         gone = asyncio.ensure_future(instance.process.wait())
         await asyncio.wait([asked, gone], timeout=start_s_max, return_when=asyncio.FIRST_COMPLETED)
-        alive = asked.done() and asked.exception() is None and asked.result().status_code == 200
+        ready = asked.done() and asked.exception() is None and asked.result().status_code == 200
         asked.cancel()
         gone.cancel()
-        if not alive:
+        if not ready:
             logs = "\n".join(path.read_text()[-2000:] for path in self._logs.glob(f"{instance.service}-*.log"))
             raise RuntimeError(f"{instance.service} did not start:\n{logs}")
 

@@ -40,9 +40,9 @@ class Hooks:
             self._news.notify_all()
         return Response(status_code=204)
 
-    async def wait_for(self, job_ids: set[str]) -> None:
+    async def wait_for(self, job_ids: set[str], *, seconds: float = END_S) -> None:
         """Until the end of every one of these jobs was told."""
-        async with asyncio.timeout(END_S), self._news:
+        async with asyncio.timeout(seconds), self._news:
             await self._news.wait_for(lambda: job_ids <= {body["data"]["id"] for body in self.bodies()})
 
     def bodies(self) -> list[Json]:

@@ -1,6 +1,7 @@
 """The five services as processes of their own on Google's emulators, from the signed PUT to the webhook."""
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -8,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from common.messages import Topic
 from local.run import stand_in
-from tests.e2e.cluster import Cluster, cluster_running
+from tests.e2e.cluster import ORIGIN, Cluster, cluster_running
 from tests.e2e.outside import (
     END_S,
     Customer,
@@ -25,6 +27,7 @@ from tests.e2e.outside import (
 )
 from tests.google.emulators import Emulators
 from tests.google.fakes import Fakes
+from tests.world import jpeg
 
 
 @dataclass
@@ -130,3 +133,58 @@ async def test_a_worker_that_slept_past_its_lease_changes_nothing_when_it_wakes(
         assert [attempt["fence"] for attempt in after["attempts"]] == [1, 2]
         assert [attempt["billed"] for attempt in after["attempts"]] in (["maybe", "yes"], ["yes", "yes"])
         assert await here.calls() == 2
+
+
+async def test_a_web_page_may_use_both_public_apps_and_the_buckets_from_its_own_origin(
+    emulators: Emulators, fakes: Fakes, tmp_path: Path
+) -> None:
+    async with scene(emulators, fakes, tmp_path, processes=1) as here:
+        page = {"origin": ORIGIN}
+        created = await here.api.post("/v1/jobs", json={"kind": "portrait"}, headers=page)
+        assert created.headers["access-control-allow-origin"] == ORIGIN
+        job = created.json()
+        upload, links = job["upload"], job["links"]
+        assert links["self"] == created.headers["location"] == f"{here.cluster.api_url}/v1/jobs/{job['id']}"
+        assert links["events"] == f"{here.cluster.events_url}/v1/jobs/{job['id']}/events"
+        for url, method in ((links["cancel"], "POST"), (links["events"], "GET"), (upload["url"], "PUT")):
+            asked = {**page, "access-control-request-method": method, "access-control-request-headers": "content-type"}
+            preflight = await here.api.options(url, headers=asked)
+            assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, ORIGIN)
+            foreign = await here.api.options(url, headers={**asked, "origin": "https://evil.example.com"})
+            assert "access-control-allow-origin" not in foreign.headers
+        async with here.api.stream("GET", links["events"], headers=page) as stream:
+            assert stream.headers["access-control-allow-origin"] == ORIGIN
+            put = await here.api.put(upload["url"], headers={**upload["headers"], **page}, content=jpeg())
+            assert (put.status_code, put.headers["access-control-allow-origin"]) == (200, ORIGIN)
+            states = [json.loads(line[5:]) async for line in stream.aiter_lines() if line.startswith("data: {")]
+        revisions = [state["revision"] for state in states]
+        assert revisions == sorted(set(revisions))
+        assert states[-1]["status"] == "completed"
+        picture = await here.api.get(states[-1]["images"][0]["url"], headers=page)
+        assert (picture.status_code, picture.headers["access-control-allow-origin"]) == (200, ORIGIN)
+
+
+@pytest.mark.soak
+async def test_a_thousand_jobs_of_which_a_tenth_is_delivered_twice_make_a_thousand_results(
+    emulators: Emulators, fakes: Fakes, tmp_path: Path
+) -> None:
+    async with scene(emulators, fakes, tmp_path) as here:
+        here.cluster.mischief.duplicate_rate = 0.1
+        room = asyncio.Semaphore(8)
+
+        async def order(number: int) -> None:
+            wishes = {"kind": "portrait"} if number % 4 == 0 else {"kind": "image", "prompt": f"fox number {number}"}
+            async with room:
+                await here.customer.submit(here.api, **wishes)
+
+        await asyncio.gather(*map(order, range(1000)))
+        await here.customer.upload(here.api)
+        await here.hooks.wait_for(set(here.customer.accepted), seconds=1200)
+        jobs = await here.settle_and_check()
+        assert len(jobs) == 1000
+        assert {job["status"] for job in jobs.values()} == {"completed"}
+        pictures = [image["name"] for job in jobs.values() for image in job["images"]]
+        assert len(set(pictures)) == len(pictures) == await here.calls() == 1000
+        paid = [attempt for job in jobs.values() for attempt in job["attempts"] if attempt["billed"] != "no"]
+        assert len(paid) == 1000
+        assert here.cluster.pushes > 4000

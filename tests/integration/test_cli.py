@@ -24,6 +24,9 @@ from local.client import Client
 from local.engine.bus import SqliteBus
 from local.engine.database import to_micros
 from local.engine.engine import open_database
+from tests.google.emulators import Emulators
+from tests.google.fakes import Fakes
+from tests.google.front import storage_front
 
 SAMPLE = Path(__file__).parents[2] / "local" / "sample" / "portrait.jpg"
 SETTINGS = ("HOST", "PORT", "PUBLIC_URL", "JWT_SECRET", "DARKROOM_URL", "DARKROOM_TOKEN", "LOG_LEVEL", "VERTEX_PROJECT")
@@ -290,3 +293,32 @@ async def test_a_stream_that_breaks_is_taken_up_again(server: str, monkeypatch: 
         revisions = [state.revision async for state in client.watch(job)]
     assert revisions == [1, 2]
     assert connections == 3
+
+
+def test_the_google_engine_needs_the_emulators(tmp_path: Path) -> None:
+    line = refused("--engine", "google", "--port", "0", "--data-dir", tmp_path, FIRESTORE_EMULATOR_HOST="127.0.0.1:1")
+    assert "STORAGE_EMULATOR_HOST" in line
+    assert "docs/cloud.md" in line
+
+
+async def test_the_google_engine_runs_on_the_emulators(emulators: Emulators, fakes: Fakes, tmp_path: Path) -> None:
+    project = f"serve-{os.getpid()}"
+    async with storage_front(project) as front:
+        variables = {
+            **emulators.environment,
+            **fakes.environment,
+            "STORAGE_EMULATOR_HOST": front.url,
+            "GOOGLE_CLOUD_PROJECT": project,
+        }
+        with serve("--engine", "google", "--port", "0", "--data-dir", tmp_path / "data", **variables) as process:
+            url = await asyncio.to_thread(started, process)
+            submitted = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "local.cli", "submit", str(SAMPLE), "--server", url, "--json",
+                "--out", str(tmp_path / "out"), stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            stdout, _ = await asyncio.wait_for(submitted.communicate(), 30)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(process.communicate, timeout=20)
+    assert json.loads(stdout)["job"]["status"] == "completed"
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    assert process.returncode == 0

@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 
 # Cold start is a feature: these cost 50 ms to 2 s, so a module loads them in the function that needs them.
-LATE_IN_COMMON = ("PIL", "aiohttp", "google", "pebble")
+LATE_IN_COMMON = ("PIL", "aiohttp", "google", "jwt", "pebble")
 LATE_EVERYWHERE = ("PIL", "google.genai")
 # Worker processes and the stand-in do nothing else than pictures.
 EAGER_BY_DESIGN = {
