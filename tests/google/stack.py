@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -35,19 +36,21 @@ async def _serve(project: str) -> None:
                 sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
             sys.stdout.write("# Ctrl-C ends them, and everything they keep.\n")
             sys.stdout.flush()
-            await asyncio.Event().wait()
+            ended = asyncio.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Or the emulators, which have process groups of their own, would outlive us.
+                asyncio.get_running_loop().add_signal_handler(number, ended.set)
+            await ended.wait()
 
 
 def main() -> None:
-    """Serve until interrupted."""
+    """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(description="Emulators of Firestore, Pub/Sub and Cloud Storage on this machine.")
     parser.add_argument("project", nargs="?", default="darkroom-dev", help="under which everything is kept")
     try:
         asyncio.run(_serve(parser.parse_args().project))
     except NoEmulators as exc:
         sys.exit(str(exc))
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":
