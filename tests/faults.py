@@ -15,6 +15,7 @@ class Fault(StrEnum):
     LOST_ANSWER = "applied, but its answer is lost"
     ABORTED = "aborted by another's, not applied"
     UNAVAILABLE = "refused, not applied"
+    BUSY = "refused as one too many, not applied"
     SLOW = "applied, but long after it was asked"
     CUT = "answered in half"
     DAMAGED = "answered with a wrong byte"

@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import Unavailable
 from common.google.calls import answered, retry, try_s_max
@@ -15,27 +15,32 @@ if TYPE_CHECKING:
     from google.cloud.firestore_v1.types import BatchGetDocumentsResponse, ListenRequest, ListenResponse
     from grpc.aio import StreamStreamCall
 
+    StreamOfChanges = StreamStreamCall[ListenRequest, ListenResponse | None]
+
+M = TypeVar("M")
+
 stream_s_max = 1800.0
 """After so long a stream is replaced by a fresh one. Google ends them too, some time within the hour."""
-
-answer_bytes_max = 2 * 1024 * 1024
-"""Room for the largest document, 1 MiB. Where a message's length is garbled, most lengths are refused at once."""
 
 
 class Connection:
     """One TCP connection of its own, shared with no other client; FIRESTORE_EMULATOR_HOST leads it to an emulator."""
 
-    def __init__(self, project: str, database: str) -> None:
+    def __init__(self, project: str, database: str, credentials: "Callable[[], Credentials]") -> None:
+        """`credentials` is asked, in a thread, unless this is for an emulator."""
         self.database = f"projects/{project}/databases/{database}"
         self._emulator = os.environ.get("FIRESTORE_EMULATOR_HOST")
         # Firestore routes by this. The emulator lets whoever owns the database past its rules.
         self._metadata = [("google-cloud-resource-prefix", self.database)]
         if self._emulator is not None:
             self._metadata.append(("authorization", "Bearer owner"))
+        self._credentials = credentials
         self._client: FirestoreAsyncClient | None = None
 
     async def open(self) -> None:
-        """Get ready; connects with the first call. Raises google.auth's errors if nobody says who we are."""
+        """Get ready; connects with the first call. Raises what `credentials` raises."""
+        # 200 ms of modules, if nobody has used the store before.
+        await asyncio.to_thread(import_module, "google.cloud.firestore_v1.services.firestore")
         import grpc.aio
         from google.cloud.firestore_v1.services.firestore import FirestoreAsyncClient
         from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcAsyncIOTransport
@@ -46,7 +51,6 @@ class Connection:
             ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.min_reconnect_backoff_ms", 5000),
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_receive_message_length", answer_bytes_max),
         ]
         if self._emulator is not None:
             channel = grpc.aio.insecure_channel(self._emulator, options=options)
@@ -54,7 +58,7 @@ class Connection:
             # As the library does: pings find a connection that died without a word. The emulator forbids them.
             options.append(("grpc.keepalive_time_ms", 30_000))
             # The metadata server may have to be asked.
-            credentials = await asyncio.to_thread(_credentials)
+            credentials = await asyncio.to_thread(self._credentials)
             channel = FirestoreGrpcAsyncIOTransport.create_channel(credentials=credentials, options=options)
         self._client = FirestoreAsyncClient(transport=FirestoreGrpcAsyncIOTransport(channel=channel))
 
@@ -64,13 +68,12 @@ class Connection:
             client, self._client = self._client, None
             await client.transport.close()  # type: ignore[no-untyped-call]
 
-    def listen(
-        self, requests: "AsyncIterator[ListenRequest]"
-    ) -> "StreamStreamCall[ListenRequest, ListenResponse | None]":
-        """A stream of changes, ended by cancelling it. Raises gRPC's errors; yields None for what cannot be parsed."""
-        call: StreamStreamCall[ListenRequest, ListenResponse | None] = self._bare.listen(
-            requests, timeout=stream_s_max, metadata=self._metadata
-        )
+    def listen(self, requests: "asyncio.Queue[ListenRequest | None]") -> "StreamOfChanges":
+        """A stream of changes, ended by cancelling it. Raises gRPC's errors; yields None for what cannot be parsed.
+
+        It sends requests until the queue gives None.
+        """
+        call: StreamOfChanges = self._bare.listen(_until_none(requests), timeout=stream_s_max, metadata=self._metadata)
         return call
 
     async def look(self, document: str) -> "BatchGetDocumentsResponse":
@@ -107,8 +110,13 @@ class Connection:
         return self._client.transport
 
 
-@cache
-def _credentials() -> "Credentials":
+async def _until_none(queue: "asyncio.Queue[M | None]") -> AsyncIterator[M]:
+    while (item := await queue.get()) is not None:
+        yield item
+
+
+def own_credentials() -> "Credentials":
+    """Those of the service itself. Raises google.auth's errors if nobody says who we are."""
     import google.auth
 
     credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/datastore"])

@@ -9,9 +9,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
+from functools import cache
 
 from common.documents import check_key, check_owner
 from common.errors import Unavailable
+from common.google.connection import Connection, own_credentials
 from common.google.documents import plain
 from common.google.listen import Stream
 from common.google.targets import JobTarget, OwnerTarget, Target, read
@@ -34,6 +36,8 @@ class FirestoreFeed:
     def __init__(self, project: str, database: str) -> None:
         self._project = project
         self._database = database
+        # Kept for all streams, because the access token lies in them.
+        self._credentials = cache(own_credentials)
         self._stream: Stream | None = None
         self._open: set[Stream] = set()
         self._closed = False
@@ -82,7 +86,8 @@ class FirestoreFeed:
         if self._closed:
             raise Unavailable("the feed is closed")
         if self._stream is None or self._stream.failure is not None:
-            self._stream = Stream(self._project, self._database, closed=self._open.discard)
+            connection = Connection(self._project, self._database, self._credentials)
+            self._stream = Stream(connection, closed=self._open.discard)
             self._open.add(self._stream)
         stream = self._stream
         stream.users += 1

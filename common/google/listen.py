@@ -6,8 +6,8 @@ The library's async client has no more than the bare stream; how it is kept up h
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from common.errors import Unavailable
 from common.google.connection import Connection
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from google.cloud.firestore_v1.types import BatchGetDocumentsResponse, ListenRequest
 
 log = logger(__name__)
-
-M = TypeVar("M")
 
 silence_s_max = 120.0
 """On a healthy stream Google says something every 30 s or so; Node's library gives up a silent one after as long."""
@@ -48,11 +46,11 @@ class Stream:
     and new ones fail at once.
     """
 
-    def __init__(self, project: str, database: str, *, closed: "Callable[[Stream], None]") -> None:
+    def __init__(self, connection: Connection, *, closed: "Callable[[Stream], None]") -> None:
         """`closed` is called when the stream's task has ended; `users` is for whoever shares it out."""
         self.users = 0
         self.failure: str | None = None
-        self._connection = Connection(project, database)
+        self._connection = connection
         self._targets: dict[int, Target] = {}
         self._named: dict[str, Target] = {}
         self._last_id = 0
@@ -154,9 +152,8 @@ class Stream:
         from google.cloud.firestore_v1.types import ListenResponse
         from grpc.aio import AioRpcError
 
-        task = asyncio.current_task()
         requests: asyncio.Queue[ListenRequest | None] = asyncio.Queue()
-        call = self._connection.listen(_until_none(requests))
+        call = self._connection.listen(requests)
         try:
             async with asyncio.timeout(silence_s_max) as self._silence:
                 self._requests = requests
@@ -174,11 +171,6 @@ class Stream:
             return exc.code().name, exc.code().value[0] in _passing
         except TimeoutError:
             return "silent", True
-        except asyncio.CancelledError:
-            # gRPC raises this too where the other side cancelled the call.
-            if task is None or task.cancelling():
-                raise
-            return "cancelled", True
         finally:
             call.cancel()
             self._requests = None
@@ -298,8 +290,3 @@ class Stream:
     def _known(self, ids: Iterable[int]) -> list[Target]:
         # What was removed goes on for a moment, until Firestore has heard of it.
         return [target for number in ids if (target := self._targets.get(number)) is not None]
-
-
-async def _until_none(queue: "asyncio.Queue[M | None]") -> AsyncIterator[M]:
-    while (item := await queue.get()) is not None:
-        yield item

@@ -50,10 +50,8 @@ class _Forwarder(grpc.GenericRpcHandler):
         async def forward(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             first = await anext(requests)
             fault = self._proxy.plans[_project(first)].meets(path.rpartition("/")[2])
-            if fault is Fault.ABORTED:
-                await context.abort(grpc.StatusCode.ABORTED, "a fault of the test")
-            if fault is Fault.UNAVAILABLE:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "a fault of the test")
+            if fault in _REFUSALS:
+                await context.abort(_REFUSALS[fault], "a fault of the test")
             metadata = [(key, value) for key, value in context.invocation_metadata() if not key.startswith(":")]
             method: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(path)
             call = method(_all(first, requests), metadata=_passed_on(metadata))
@@ -71,6 +69,13 @@ class _Forwarder(grpc.GenericRpcHandler):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "a fault of the test")
 
         return grpc.stream_stream_rpc_method_handler(forward)
+
+
+_REFUSALS = {
+    Fault.ABORTED: grpc.StatusCode.ABORTED,
+    Fault.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Fault.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+}
 
 
 async def _all(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

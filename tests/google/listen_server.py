@@ -21,7 +21,7 @@ class Conversation:
 
     def __init__(self) -> None:
         self.asked: asyncio.Queue[ListenRequest] = asyncio.Queue()
-        self.to_say: asyncio.Queue[ListenResponse | grpc.StatusCode | None] = asyncio.Queue()
+        self.to_say: asyncio.Queue[ListenResponse | bytes | grpc.StatusCode | None] = asyncio.Queue()
 
     async def added(self) -> Target:
         """The target of the next request. Raises TimeoutError after 10 s without one."""
@@ -72,6 +72,10 @@ class Conversation:
         """Say how many documents the target has."""
         self.to_say.put_nowait(ListenResponse(filter={"target_id": target, "count": count}))
 
+    def garble(self) -> None:
+        """Say something that is no message."""
+        self.to_say.put_nowait(b"\xff")
+
     def abort(self, code: grpc.StatusCode) -> None:
         """End the stream with an error."""
         self.to_say.put_nowait(code)
@@ -103,7 +107,9 @@ class ListenServer:
         async with asyncio.timeout(_deadline_s):
             return await self._waiting.get()
 
-    async def listen(self, requests: AsyncIterator[ListenRequest], context: Any) -> AsyncIterator[ListenResponse]:
+    async def listen(
+        self, requests: AsyncIterator[ListenRequest], context: Any
+    ) -> AsyncIterator[ListenResponse | bytes]:
         """Firestore.Listen; ends when its client has nothing more to ask."""
         conversation = Conversation()
         self._waiting.put_nowait(conversation)
@@ -127,7 +133,7 @@ async def listen_server() -> AsyncIterator[ListenServer]:
     handler = grpc.stream_stream_rpc_method_handler(
         spoken.listen,
         request_deserializer=ListenRequest.deserialize,
-        response_serializer=ListenResponse.serialize,
+        response_serializer=_written,
     )
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("google.firestore.v1.Firestore", {"Listen": handler}),)
@@ -138,6 +144,10 @@ async def listen_server() -> AsyncIterator[ListenServer]:
         yield spoken
     finally:
         await server.stop(None)
+
+
+def _written(said: ListenResponse | bytes) -> bytes:
+    return said if isinstance(said, bytes) else ListenResponse.serialize(said)
 
 
 def _name(job: Job) -> str:

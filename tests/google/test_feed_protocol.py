@@ -1,19 +1,21 @@
 """How the feed on Firestore answers what only the real service says: refusals, old tokens, resets, counts."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
 
 import grpc
 import pytest
 
 from common.errors import Unavailable
 from common.google import feed, listen
+from common.google.connection import Connection, own_credentials
 from common.google.feed import FirestoreFeed
 from common.google.listen import restarts_max
 from common.job import Job
 from tests.contract.samples import ANN, job
+from tests.google.fakes import Fakes
 from tests.google.listen_server import Conversation, ListenServer, listen_server
 
 DEADLINE_S = 10
@@ -123,6 +125,18 @@ async def test_broken_stream_goes_on_from_the_last_token(
     assert again.resume_token == b"second"
     stream.tell(newer(2), again.target_id)
     stream.current(again.target_id)
+    assert (await following(states)).revision == 2
+
+
+async def test_stream_with_a_garbled_message_is_replaced(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, _, states = await watched(server, stack, firestore_feed, b"first")
+    stream.garble()
+    stream = await server.conversation()
+    again = await stream.added()
+    assert again.resume_token == b"first"
+    stream.tell(newer(2), again.target_id)
     assert (await following(states)).revision == 2
 
 
@@ -262,25 +276,66 @@ async def test_watch_that_gets_no_answer_is_unavailable(
             pass
 
 
-async def test_silent_stream_is_replaced(
+async def test_stream_that_owes_an_answer_is_soon_replaced(
     server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listen, "silence_s_max", 0.2)
-    _, _, states = await watched(server, stack, firestore_feed, b"first")
+    monkeypatch.setattr(listen, "answer_s_max", 0.2)
+    begun = beginning(stack, firestore_feed.watch_job(job().id))
     stream = await server.conversation()
+    stream.tell(job(), (await stream.added()).target_id)
+    stream = await server.conversation()
+    again = (await stream.added()).target_id
+    stream.tell(newer(2), again)
+    stream.current(again)
+    stream.consistent(b"token")
+    assert (await following(await begun)).revision == 2
+
+
+async def test_stream_that_does_not_answer_to_one_more_watch_is_soon_replaced(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, _, _ = await watched(server, stack, firestore_feed)
+    stream.consistent(b"token")
+    monkeypatch.setattr(listen, "answer_s_max", 0.2)
+    begun = beginning(stack, firestore_feed.watch_job(job(2).id))
+    await stream.added()
+    stream = await server.conversation()
+    assert (await stream.added()).resume_token == b"token"
+    stream.current((await stream.added()).target_id)
+    assert await rest(await begun) == []
+
+
+async def test_stream_that_owes_nothing_may_be_silent_for_long(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "answer_s_max", 0.1)
+    monkeypatch.setattr(listen, "silence_s_max", 0.8)
+    began = asyncio.get_running_loop().time()
+    stream, _, states = await watched(server, stack, firestore_feed)
+    stream.consistent(b"token")
+    stream = await server.conversation()
+    assert asyncio.get_running_loop().time() - began >= 0.8
     again = await stream.added()
-    assert again.resume_token == b"first"
+    assert again.resume_token == b"token"
     stream.tell(newer(2), again.target_id)
     assert (await following(states)).revision == 2
 
 
-async def test_nobody_to_sign_in_as_is_unavailable(
-    firestore_feed: FirestoreFeed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_credentials_that_cannot_be_read_are_unavailable(
+    firestore_feed: FirestoreFeed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("FIRESTORE_EMULATOR_HOST")
-    # Without it, google-auth looks for a metadata server.
-    monkeypatch.setenv("NO_GCE_CHECK", "true")
-    monkeypatch.setenv("CLOUDSDK_CONFIG", "/nowhere")
-    with caplog.at_level(logging.CRITICAL), pytest.raises(Unavailable):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "missing.json"))
+    with pytest.raises(Unavailable):
         async with firestore_feed.watch_owner(ANN):
             pass
+
+
+async def test_connection_to_google_signs_in_with_the_services_own_account(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FIRESTORE_EMULATOR_HOST", raising=False)
+    fakes.lead(monkeypatch)
+    connection = Connection("test", "(default)", own_credentials)
+    await connection.open()
+    await connection.aclose()

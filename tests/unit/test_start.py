@@ -103,7 +103,8 @@ def test_wrong_configuration_ends_the_process_with_what_to_mend() -> None:
 
 def test_every_service_has_a_start_that_imports_next_to_nothing() -> None:
     program = (
-        "import ingest.start as i, processor.start as p, notifier.start as n, sys; i.api, i.push, p.push, n.api, n.push;"
+        "import ingest.start as i, processor.start as p, notifier.start as n, sys\n"
+        "i.api, i.push, p.push, n.api, n.push\n"
         "print(*[name for name in ('pydantic', 'starlette', 'google') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
