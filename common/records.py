@@ -21,7 +21,7 @@ class Record(Model):
 
     A record with work owed has a `wake_at` and a `desk`, the service that owes it; the store finds it
     by shard. A record that is listed has `owner`, `created_at` and `changed_at`; the store sets
-    `changed_at` to its own time at every commit.
+    `changed_at` to its own time at every commit. One with a `delete_at` is rubbish from then on (Firestore's TTL).
     """
 
     collection: ClassVar[str]
@@ -80,6 +80,7 @@ class Work(Record):
     deadline_at: datetime
     lease: Lease | None = None
     fence: int = 0
+    delete_at: datetime | None = None
     waits: int = 0
     untold: tuple[str, ...] = ()
     unqueued: bool = False
@@ -127,6 +128,7 @@ class Delivery(Record):
     wake_at: datetime | None
     created_at: datetime
     changed_at: datetime | None = None
+    delete_at: datetime | None = None
     attempts: tuple[DeliveryAttempt, ...] = ()
 
     @property

@@ -51,6 +51,7 @@ class Deliveries:
             status=DeliveryStatus.PENDING,
             wake_at=now + self._lost_after,
             created_at=now,
+            delete_at=job.delete_at,
         )
         try:
             await self._engine.store.commit([Create(delivery)], save_id=self._engine.new_id())

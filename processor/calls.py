@@ -15,6 +15,7 @@ from common.settings import Settings
 from common.telemetry import logger
 from processor.gemini import Ask, Gemini
 from processor.outcomes import Action, Answer, ModelFailure
+from processor.patience import Patience
 
 log = logger(__name__)
 
@@ -66,10 +67,10 @@ class Calls:
         )
         return Order(ask, price)
 
-    async def make(self, job: Job, order: Order, lease: Lease, claimed_at: float) -> list[Called]:
+    async def make(self, job: Job, order: Order, lease: Lease, patience: Patience) -> list[Called]:
         """One call for each of the claim's `sent` lines. Raises nothing of what the model answers."""
         attempts = [a for a in job.attempts if a.fence == lease.fence and a.state == "sent"]
-        calls = (self._call(job, attempt, order, claimed_at) for attempt in attempts)
+        calls = (self._call(job, attempt, order, patience) for attempt in attempts)
         return list(await asyncio.gather(*calls))
 
     def settle(self, ledger: tuple[Attempt, ...], called: list[Called]) -> tuple[Attempt, ...]:
@@ -88,9 +89,8 @@ class Calls:
         hint = call.failure.retry_after_s if call.failure is not None else None
         return own if hint is None else max(own, hint + self._engine.random.uniform(0, 1))
 
-    async def _call(self, job: Job, attempt: Attempt, order: Order, claimed_at: float) -> Called:
-        held_s = asyncio.get_running_loop().time() - claimed_at
-        if held_s > self._settings.lease_s - self._settings.model_deadline_s:
+    async def _call(self, job: Job, attempt: Attempt, order: Order, patience: Patience) -> Called:
+        if patience.held_s > self._settings.lease_s - self._settings.model_deadline_s:
             # The lease could end before the answer comes, and another worker would pay for the same picture.
             late = ModelFailure(Action.WAIT, "busy", billed="no", detail="too little of the lease was left")
             return Called(attempt, order.price, failure=late)

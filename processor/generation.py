@@ -24,6 +24,8 @@ from processor.results import Results
 log = logger(__name__)
 
 _races_max = 4
+# Between reading a job and claiming it; longer means that it had to wait for room.
+_door_s_max = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,17 @@ class Generation:
         Raises Deferred while another worker holds it or it has to wait, Retryable while it is unknown or one of
         our own parts does not answer.
         """
-        task = await self._load(fact.job_id)
+        patience, task = await self._read(fact.job_id)
+        if task.job.record.done:
+            return
+        _check_claimable(task)
         async with self._room_for(task.job.record.num_images):
-            claim = await self._claim(task)
+            claim = await self._claim(task, patience)
             if claim is None:
                 return
             told, called = await asyncio.gather(
                 try_tell(self._engine, claim.task),
-                self._calls.make(claim.task.job.record, claim.order, claim.lease, claim.patience.since),
+                self._calls.make(claim.task.job.record, claim.order, claim.lease, claim.patience),
             )
             try:
                 await self._end_claim(claim, called, told=told)
@@ -82,24 +87,27 @@ class Generation:
             for _ in range(taken):
                 self._free.release()
 
-    async def _load(self, job_id: str) -> Task:
+    async def _read(self, job_id: str) -> tuple[Patience, Task]:
+        """The job, and from when a lease on it would count: from before the reading, so that it never ends unseen."""
+        patience = Patience(asyncio.get_running_loop().time(), self._settings.lease_s)
         try:
-            return await load(self._engine, job_id)
+            return patience, await load(self._engine, job_id)
         except NotFound as exc:
             raise Retryable("unavailable", f"job {job_id} is queued but does not exist yet") from exc
 
-    async def _claim(self, task: Task) -> Claim | None:
+    async def _claim(self, task: Task, patience: Patience) -> Claim | None:
         """The lease and its ledger lines in one commit, or None when the job needs no call (any more)."""
         for _ in range(_races_max):
-            job, work, now = task.job.record, task.work.record, task.work.read_at
-            if job.done:
+            if patience.held_s > _door_s_max:
+                # It had to wait for room, perhaps for minutes, and those are no part of the lease.
+                patience, task = await self._read(task.job.record.id)
+            if task.job.record.done:
                 return None
-            _check_claimable(job, work, now)
-            patience = Patience(asyncio.get_running_loop().time(), self._settings.lease_s)
+            _check_claimable(task)
             try:
-                return await self._try_claim(task, now, patience)
+                return await self._try_claim(task, task.work.read_at, patience)
             except Conflict:
-                task = await self._load(job.id)
+                patience, task = await self._read(task.job.record.id)
         raise Conflict(f"job {task.job.record.id} keeps changing")
 
     async def _try_claim(self, task: Task, now: datetime, patience: Patience) -> Claim | None:
@@ -158,23 +166,40 @@ class Generation:
         now = self._engine.now()
         released = work.model_copy(update={"lease": None})
         if all(image.status != "pending" for image in images):
-            over = ending(released, now, retell_s=self._settings.retell_s)
-            ended = await self._insist(claim, task, job.finish(images, attempts, now), over)
-            await try_tell(self._engine, ended)
+            await self._finish(claim, task, job.finish(images, attempts, now), released, now)
             return
         handed_back = job.settle(images, attempts, Stage.QUEUED, None)
-        await self._hand_back(task, handed_back, released, called, now)
+        await self._hand_back(claim, task, handed_back, released, called, now)
 
     async def _insist(self, claim: Claim, task: Task, job: Job, work: Work) -> Task:
-        """Save what was paid for, and do not take one failure of the store for an answer."""
-        save_id = self._engine.new_id()
-        return await claim.patience.insist(lambda: save(self._engine, task, job, work, save_id=save_id))
+        """Save what was paid for, and take neither a failure of the store nor the sweep's hand for an answer.
 
-    async def _hand_back(self, task: Task, job: Job, work: Work, called: list[Called], now: datetime) -> None:
+        The sweep looks after the Work of a long call, too. As long as the job is as we saw it and the lease is ours,
+        nobody else has worked on it. Raises Conflict if somebody has.
+        """
+        for _ in range(_races_max):
+            save_id = self._engine.new_id()
+            try:
+                return await claim.patience.insist(lambda: save(self._engine, task, job, work, save_id=save_id))  # noqa: B023
+            except Conflict:
+                there = await claim.patience.insist(lambda: load(self._engine, job.id))
+                held = there.work.record.lease
+                if there.job.etag != task.job.etag or held is None or held.token != claim.lease.token:
+                    raise
+                task = Task(task.job, there.work)
+        raise Conflict(f"the Work of job {job.id} keeps changing")
+
+    async def _finish(self, claim: Claim, task: Task, job: Job, work: Work, now: datetime) -> None:
+        over = ending(work, now, retell_s=self._settings.retell_s)
+        await try_tell(self._engine, await self._insist(claim, task, job, over))
+
+    async def _hand_back(
+        self, claim: Claim, task: Task, job: Job, work: Work, called: list[Called], now: datetime
+    ) -> None:
         waits = [c for c in called if c.failure is not None and c.failure.action is Action.WAIT]
         if not waits:
             again = requeue(work, now, retell_s=self._settings.retell_s)
-            await tell(self._engine, await save(self._engine, task, job, again))
+            await tell(self._engine, await self._insist(claim, task, job, again))
             return
         wake_at = now + timedelta(seconds=max(self._calls.wait_s(call, work.waits) for call in waits))
         codes = [call.failure.code for call in waits if call.failure is not None]
@@ -182,10 +207,10 @@ class Generation:
             # Waiting for longer than the job may live would tell its owner nothing for half an hour.
             code = "quota_exhausted" if "quota_exhausted" in codes else codes[0]
             gone = job.give_up(JobError.of(code, billed=billed(job.attempts)), now)
-            await end(self._engine, task, gone, now, self._settings, work)
+            await self._finish(claim, task, gone, work, now)
             return
         update = {"waits": work.waits + 1, "wake_at": wake_at, "unqueued": False, "last_code": codes[0]}
-        saved = await save(self._engine, task, job, work.model_copy(update=update))
+        saved = await self._insist(claim, task, job, work.model_copy(update=update))
         await try_tell(self._engine, saved)
         raise Deferred(codes[0], wake_at)
 
@@ -208,11 +233,9 @@ class Generation:
         log.error("job.unsettled", extra={"job_id": claim.task.job.record.id, "fence": claim.lease.fence})
 
 
-async def end(
-    engine: Engine, task: Task, job: Job, now: datetime, settings: Settings, work: Work | None = None
-) -> None:
+async def end(engine: Engine, task: Task, job: Job, now: datetime, settings: Settings) -> None:
     """Save the job's end, and tell. A lease that still runs stays, so that its calls are looked after."""
-    over = ending(work or task.work.record, now, retell_s=settings.retell_s)
+    over = ending(task.work.record, now, retell_s=settings.retell_s)
     if over.lease is not None and over.lease.expires_at <= now:
         over = over.model_copy(update={"lease": None})
     await try_tell(engine, await save(engine, task, job, over))
@@ -226,7 +249,8 @@ def late(job: Job, work: Work, now: datetime) -> Job:
     return job.give_up(JobError.of(code, billed=billed(attempts)), now, attempts)
 
 
-def _check_claimable(job: Job, work: Work, now: datetime) -> None:
+def _check_claimable(task: Task) -> None:
+    job, work, now = task.job.record, task.work.record, task.work.read_at
     if job.status is Status.AWAITING_UPLOAD:
         raise Rejected("not_ready", f"job {job.id} was queued before its photo came")
     if work.lease is not None and now < work.lease.expires_at:

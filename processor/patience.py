@@ -24,6 +24,11 @@ class Patience:
     since: float
     lease_s: float
 
+    @property
+    def held_s(self) -> float:
+        """How long ago the lease began."""
+        return asyncio.get_running_loop().time() - self.since
+
     async def insist(self, action: Callable[[], Awaitable[T]]) -> T:
         """Repeat `action`, which must be safe to repeat, while our own store or bucket fails and the lease lasts.
 
@@ -37,8 +42,7 @@ class Patience:
             except Conflict:
                 raise
             except Retryable as exc:
-                held_s = asyncio.get_running_loop().time() - self.since
-                if held_s + wait_s > self.lease_s - _margin_s:
+                if self.held_s + wait_s > self.lease_s - _margin_s:
                     raise
                 log.warning("job.insisted", extra={"code": exc.code, "detail": exc.detail, "wait_s": wait_s})
             await asyncio.sleep(wait_s)

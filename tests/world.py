@@ -102,14 +102,18 @@ class World:
         await dispatcher.aclose()
 
     async def sweep(self) -> None:
-        """One round of every app's sweep, through its route, then let the bus deliver."""
+        """One round of every app's sweep, then let the bus deliver."""
+        await self.sweep_only()
+        await self.run()
+
+    async def sweep_only(self) -> None:
+        """One round of every app's sweep, through its route."""
         for app in self.private:
             transport = httpx2.ASGITransport(app=app)
             async with httpx2.AsyncClient(transport=transport, base_url="https://push.local") as client:
                 token = self.embedded.tokens.mint()
                 answer = await client.post("/tasks/sweep", headers={"authorization": f"Bearer {token}"})
                 assert answer.status_code == 204, answer.text
-        await self.run()
 
     async def later(self, seconds: float) -> None:
         """Let time pass, and everything that was waiting for it happen."""
