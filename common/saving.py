@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import cast
 
-from common.errors import Conflict, DarkroomError, NotFound
+from common.errors import Conflict, DarkroomError, NotFound, Retryable
 from common.job import Job, Status
 from common.messages import JobChanged, JobQueued, Topic
 from common.ports import Create, Delete, Engine, Stored, Update
@@ -145,6 +145,9 @@ async def _visit(engine: Engine, stored: Stored[Work], look_after: Callable[[Tas
     except Conflict:
         # Somebody else just took care of it.
         return
+    except Retryable as exc:
+        # What was away for this one will be back for all, perhaps at the next sweep.
+        log.warning("sweep.stumbled", extra={"job_id": job_id, "code": exc.code, "detail": exc.detail})
     except Exception:
         log.exception("sweep.stumbled", extra={"job_id": job_id})
         later = stored.record.model_copy(update={"wake_at": engine.now() + put_off})

@@ -29,9 +29,10 @@ from tests.google.faults import FaultProxy, fault_proxy
 from tests.google.front import Broken, Front, PubSubTopic, storage_front
 from tests.lives import Life
 
-# Short, so that what a fault left undone is soon taken up again; but as in life no fault of a call outlasts `retell_s`.
+# Short, so that what a fault left undone is soon taken up again; but as in life no fault of a call outlasts `retell_s`,
+# and the lease is long enough to insist on saving what was paid for.
 PATIENCE: dict[str, Any] = {
-    "lease_s": 12,
+    "lease_s": 40,
     "model_deadline_s": 5,
     "retell_s": 4,
     "webhook_timeout_s": 2,
