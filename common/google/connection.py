@@ -1,7 +1,11 @@
-"""One connection to Firestore through the async client that Google generates: its stream of changes, and reads."""
+"""One connection to Firestore through the async client that Google generates: its stream of changes, and reads.
+
+And how long to wait before a stream that broke is opened again.
+"""
 
 import asyncio
 import os
+import random
 from collections.abc import AsyncIterator, Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +25,13 @@ M = TypeVar("M")
 
 stream_s_max = 1800.0
 """After so long a stream is replaced by a fresh one. Google ends them too, some time within the hour."""
+steady_s = 30.0
+"""A stream that held so long is not held responsible for the breaks before it."""
+first_pause_s = 0.5
+pause_s_max = 4.0
+"""The pause before a reconnection is random, up to a bound that doubles: instances cut off together come back apart."""
+quota_pause_s = 60.0
+"""After a quota ran out it is between half of this and all of it, as in Google's library for Node."""
 
 
 class Connection:
@@ -89,12 +100,20 @@ class Connection:
 
         request = BatchGetDocumentsRequest(database=self.database, documents=[document])
         call = self._bare.batch_get_documents(request, timeout=try_s_max, metadata=self._metadata)
+        answers: list[BatchGetDocumentsResponse] = []
         try:
-            answers: list[BatchGetDocumentsResponse] = [answer async for answer in call]
+            answers = [answer async for answer in call]
         except AioRpcError as exc:
             raise from_grpc_error(exc) from exc  # type: ignore[no-untyped-call]
+        except asyncio.CancelledError:
+            # gRPC says it like this, too, when the connection was closed, and nobody has cancelled the caller.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
         finally:
             call.cancel()
+            # An exception that is kept would keep this frame, and the call its connection.
+            del call
         if not answers:
             raise Unavailable("Firestore did not say whether the document is there")
         return answers[0]
@@ -108,6 +127,23 @@ class Connection:
         if self._client is None:
             raise Unavailable("the connection to Firestore is closed")
         return self._client.transport
+
+
+class Pauses:
+    """How long to wait after each break of one feed's stream."""
+
+    def __init__(self) -> None:
+        self._breaks = 0
+
+    def after(self, held_s: float, code: str) -> float:
+        """In seconds, for a stream that held so long and ended with that code, a name from grpc.StatusCode."""
+        if held_s > steady_s:
+            self._breaks = 0
+        bound_s = min(pause_s_max, first_pause_s * 2**self._breaks)
+        self._breaks = min(self._breaks + 1, 10)
+        if code == "RESOURCE_EXHAUSTED":
+            return random.uniform(quota_pause_s / 2, quota_pause_s)
+        return random.uniform(0, bound_s)
 
 
 async def _until_none(queue: "asyncio.Queue[M | None]") -> AsyncIterator[M]:

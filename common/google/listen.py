@@ -5,12 +5,12 @@ The library's async client has no more than the bare stream; how it is kept up h
 """
 
 import asyncio
-import random
 from collections.abc import Callable, Iterable
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from common.errors import Unavailable
-from common.google.connection import Connection
+from common.google.connection import Connection, Pauses
 from common.google.targets import Target
 from common.telemetry import logger
 
@@ -23,11 +23,6 @@ silence_s_max = 120.0
 """On a healthy stream Google says something every 30 s or so; Node's library gives up a silent one after as long."""
 answer_s_max = 3.0
 """How long Firestore may say nothing while it owes us an answer: a connection, a target's state, a consistent whole."""
-steady_s = 30.0
-"""A stream that held so long is not held responsible for the breaks before it."""
-first_pause_s = 0.5
-pause_s_max = 4.0
-"""The pause before a reconnection is random, up to a bound that doubles: instances cut off together come back apart."""
 farewell_s_max = 0.5
 """How long Firestore may take to end the stream when the last target has gone; then it is cut off."""
 restarts_max = 3
@@ -37,6 +32,11 @@ _id_max = 2**31 - 1
 # google.rpc.Code: cancelled, unknown, deadline_exceeded, resource_exhausted, aborted, internal, unavailable, and
 # unauthenticated, because tokens run out; 0 is no reason given. All other errors are there to stay.
 _passing = frozenset({0, 1, 2, 4, 8, 10, 13, 14, 16})
+_resource_exhausted = 8
+
+
+class _QuotaExhausted(Exception):
+    """Firestore has removed a target because a quota ran out: whatever else is asked now would only prolong that."""
 
 
 class Stream:
@@ -59,7 +59,8 @@ class Stream:
         self._silence: asyncio.Timeout | None = None
         self._consistent = False
         self._opened = asyncio.Event()
-        self._task = asyncio.create_task(self._run())
+        # It serves all watchers: in the log it must not pass for a part of the first one's trace.
+        self._task = asyncio.create_task(self._run(), context=Context())
         self._task.add_done_callback(lambda _: closed(self))
 
     @property
@@ -130,7 +131,7 @@ class Stream:
 
     async def _listen_on(self) -> str:
         """Listen again after every break; answers why that is of no use any more."""
-        breaks = 0
+        pauses = Pauses()
         while True:
             begun = asyncio.get_running_loop().time()
             code, passing = await self._listen()
@@ -141,9 +142,7 @@ class Stream:
                 return f"Firestore refuses the stream of changes: {code}"
             for target in self._targets.values():
                 target.interrupt()
-            breaks = 0 if asyncio.get_running_loop().time() - begun > steady_s else breaks
-            pause_s = random.uniform(0, min(pause_s_max, first_pause_s * 2**breaks))
-            breaks = min(breaks + 1, 10)
+            pause_s = pauses.after(asyncio.get_running_loop().time() - begun, code)
             log.info("feed.interrupted", extra={"code": code, "targets": len(self._targets), "pause_s": pause_s})
             await asyncio.sleep(pause_s)
 
@@ -169,6 +168,8 @@ class Stream:
             return "ended", True
         except AioRpcError as exc:
             return exc.code().name, exc.code().value[0] in _passing
+        except _QuotaExhausted:
+            return "RESOURCE_EXHAUSTED", True
         except TimeoutError:
             return "silent", True
         finally:
@@ -233,11 +234,13 @@ class Stream:
             for target in targets:
                 # It says "all up to here was told", which does not hold for a target that is still catching up.
                 if target.current:
-                    target.token = change.resume_token
+                    target.told_until(change)
 
     def _removed(self, target: Target, code: int) -> None:
         """Firestore has removed it unasked: perhaps its token is too old, perhaps it may not be listened to at all."""
         log.warning("feed.removed", extra={"target": target.name, "code": code, "resumed": bool(target.token)})
+        if code == _resource_exhausted:
+            raise _QuotaExhausted
         del self._targets[target.id]
         if target.token or code in _passing:
             self._restart(target)

@@ -23,7 +23,7 @@ margin_s = 10
 class Target(ABC):
     """Something listened to: where it stands on the stream, and what its documents mean to its watchers.
 
-    The stream sets `id`, and `token`, from which Firestore can resume; it calls the methods as it hears things.
+    The stream sets `id` and calls the methods as it hears things. From `token`, if there is one, Firestore can resume.
     """
 
     def __init__(self, name: str) -> None:
@@ -72,6 +72,10 @@ class Target(ABC):
         """All has been told that was there when it was added, resumed or reset."""
         self.current = True
         self._settled.set()
+
+    def told_until(self, change: Any) -> None:
+        """All was told that had happened by then; `change` is Firestore's TargetChange, a protobuf message."""
+        self.token = change.resume_token
 
     def fail(self, reason: str) -> None:
         """Nothing will be told any more."""
@@ -123,7 +127,13 @@ class JobTarget(Target):
 
 
 class OwnerTarget(Target):
-    """The owner's jobs that changed since the store's time `since`; each watcher drops what is older than itself."""
+    """The owner's jobs that changed since the store's time `since`; each watcher drops what is older than itself.
+
+    It never resumes from a token. Each stream asks for what has changed since the last one had told all, so that an
+    owner who is always watched does not gather jobs for longer than a stream lasts (connection.stream_s_max), and
+    starting afresh reads a few seconds' jobs, not all since the first watcher. A RESET stays with Firestore, which
+    tells again what this stream asked for: the emulator sends one with each change.
+    """
 
     def __init__(self, name: str, parent: str, owner: str, since: datetime) -> None:
         super().__init__(name)
@@ -154,6 +164,10 @@ class OwnerTarget(Target):
             where=StructuredQuery.Filter(composite_filter=both),
         )
         return Selection(query=Selection.QueryTarget(parent=self._parent, structured_query=query))
+
+    def told_until(self, change: Any) -> None:
+        if change.HasField("read_time"):
+            self._since = change.read_time.ToDatetime(tzinfo=UTC) - timedelta(seconds=margin_s)
 
     def change(self, document: Any) -> None:
         job = read(document)

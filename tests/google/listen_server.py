@@ -3,11 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 import grpc.aio
-from google.cloud.firestore_v1.types import ListenRequest, ListenResponse, Target, TargetChange
+from google.cloud.firestore_v1.types import (
+    BatchGetDocumentsRequest,
+    BatchGetDocumentsResponse,
+    ListenRequest,
+    ListenResponse,
+    Target,
+    TargetChange,
+)
 
 from common.google.documents import put, to_fields
 from common.job import Job
@@ -35,9 +43,9 @@ class Conversation:
         assert "remove_target" in request, request
         return request.remove_target
 
-    def current(self, target: int, token: bytes = b"") -> None:
-        """Say that all is told about it, up to the token."""
-        self._change(_kinds.CURRENT, target, resume_token=token)
+    def current(self, target: int, token: bytes = b"", read_time: datetime | None = None) -> None:
+        """Say that all is told about it, up to the token, and to that time."""
+        self._change(_kinds.CURRENT, target, resume_token=token, read_time=read_time)
 
     def reset(self, target: int) -> None:
         """Say that it is told anew."""
@@ -47,13 +55,14 @@ class Conversation:
         """Say that it is not listened to any longer, and why."""
         self._change(_kinds.REMOVE, target, cause={"code": code.value[0]})
 
-    def consistent(self, token: bytes) -> None:
-        """Say that all targets are told about up to the token."""
-        self.to_say.put_nowait(ListenResponse(target_change=TargetChange(resume_token=token)))
+    def consistent(self, token: bytes, read_time: datetime | None = None) -> None:
+        """Say that all targets are told about up to the token, and to that time."""
+        self.to_say.put_nowait(ListenResponse(target_change=TargetChange(resume_token=token, read_time=read_time)))
 
     def tell(self, job: Job, *targets: int) -> None:
         """Say how the job's document looks."""
-        response = ListenResponse(document_change={"document": {"name": _name(job)}, "target_ids": targets})
+        document = {"name": _name(job), "update_time": datetime.now(UTC)}
+        response = ListenResponse(document_change={"document": document, "target_ids": targets})
         for name, content in to_fields(job, "save").items():
             put(content, ListenResponse.pb(response).document_change.document.fields[name])
         self.to_say.put_nowait(response)
@@ -96,16 +105,29 @@ class Conversation:
 
 
 class ListenServer:
-    """Hands each stream to the test, in the order of their coming."""
+    """Hands each stream to the test, in the order of their coming. Who looks for a document hears that there is none.
+
+    `now` is the time of every look; none is answered while `answering` is not set.
+    """
 
     def __init__(self) -> None:
         self.host = ""
+        self.now = datetime.now(UTC)
+        self.answering = asyncio.Event()
+        self.answering.set()
         self._waiting: asyncio.Queue[Conversation] = asyncio.Queue()
+        self._looks = asyncio.Semaphore(0)
 
     async def conversation(self) -> Conversation:
         """The next stream. Raises TimeoutError if none is opened within 10 s."""
         async with asyncio.timeout(_deadline_s):
             return await self._waiting.get()
+
+    async def until_looks(self, number: int) -> None:
+        """Wait for so many more to look for a document. Raises TimeoutError after 10 s."""
+        async with asyncio.timeout(_deadline_s):
+            for _ in range(number):
+                await self._looks.acquire()
 
     async def listen(
         self, requests: AsyncIterator[ListenRequest], context: Any
@@ -124,20 +146,31 @@ class ListenServer:
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
 
+    async def look(self, request: BatchGetDocumentsRequest, context: Any) -> AsyncIterator[BatchGetDocumentsResponse]:
+        """Firestore.BatchGetDocuments."""
+        self._looks.release()
+        await self.answering.wait()
+        yield BatchGetDocumentsResponse(missing=request.documents[0], read_time=self.now)
+
 
 @asynccontextmanager
 async def listen_server() -> AsyncIterator[ListenServer]:
     """Such a server on a free port of loopback."""
     spoken = ListenServer()
     server = grpc.aio.server()
-    handler = grpc.stream_stream_rpc_method_handler(
-        spoken.listen,
-        request_deserializer=ListenRequest.deserialize,
-        response_serializer=_written,
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("google.firestore.v1.Firestore", {"Listen": handler}),)
-    )
+    handlers = {
+        "Listen": grpc.stream_stream_rpc_method_handler(
+            spoken.listen,
+            request_deserializer=ListenRequest.deserialize,
+            response_serializer=_written,
+        ),
+        "BatchGetDocuments": grpc.unary_stream_rpc_method_handler(
+            spoken.look,
+            request_deserializer=BatchGetDocumentsRequest.deserialize,
+            response_serializer=BatchGetDocumentsResponse.serialize,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("google.firestore.v1.Firestore", handlers),))
     spoken.host = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:

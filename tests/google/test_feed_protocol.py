@@ -1,24 +1,30 @@
 """How the feed on Firestore answers what only the real service says: refusals, old tokens, resets, counts."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import grpc
 import pytest
+from google.cloud.firestore_v1.types import Target
 
 from common.errors import Unavailable
+from common.google import connection as connection_module
 from common.google import feed, listen
 from common.google.connection import Connection, own_credentials
 from common.google.feed import FirestoreFeed
 from common.google.listen import restarts_max
 from common.job import Job
+from common.telemetry import follow_trace, traceparent
 from tests.contract.samples import ANN, job
 from tests.google.fakes import Fakes
 from tests.google.listen_server import Conversation, ListenServer, listen_server
 
 DEADLINE_S = 10
+CROWD = 1000
 Watch = AbstractAsyncContextManager[AsyncIterator[Job]]
 
 
@@ -26,7 +32,7 @@ Watch = AbstractAsyncContextManager[AsyncIterator[Job]]
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ListenServer]:
     async with listen_server() as spoken:
         monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", spoken.host)
-        monkeypatch.setattr(listen, "first_pause_s", 0.01)
+        monkeypatch.setattr(connection_module, "first_pause_s", 0.01)
         yield spoken
 
 
@@ -109,6 +115,170 @@ async def test_refused_target_fails_alone(
         await begun
     stream.tell(newer(2), target)
     assert (await following(states)).revision == 2
+
+
+def since_of(target: Target) -> datetime:
+    """From when on an owner's jobs are asked for."""
+    _, changed = target.query.structured_query.where.composite_filter.filters
+    return datetime.fromisoformat(changed.field_filter.value.timestamp_value.rfc3339())
+
+
+async def test_refused_stream_ends_every_watch_at_once_and_each_is_left_in_peace(
+    server: ListenServer, firestore_feed: FirestoreFeed
+) -> None:
+    seen: asyncio.Queue[Job] = asyncio.Queue()
+
+    async def watch(number: int) -> None:
+        async with firestore_feed.watch_job(job(number).id) as states:
+            async for state in states:
+                seen.put_nowait(state)
+
+    numbers = (1, 2, 3)
+    watching = [asyncio.create_task(watch(number)) for number in numbers]
+    stream = await server.conversation()
+    async with asyncio.timeout(DEADLINE_S):
+        for number in numbers:
+            target = (await stream.added()).target_id
+            stream.tell(job(number), target)
+            stream.current(target)
+            await seen.get()
+        stream.abort(grpc.StatusCode.PERMISSION_DENIED)
+        outcomes = await asyncio.gather(*watching, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unavailable] * 3
+
+
+async def test_who_still_asks_when_the_stream_is_refused_is_told(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    stream, _, _ = await watched(server, stack, firestore_feed)
+    server.answering.clear()
+    begun = [beginning(stack, watch) for watch in (firestore_feed.watch_owner(ANN), firestore_feed.watch_job(job().id))]
+    await server.until_looks(2)
+    stream.abort(grpc.StatusCode.PERMISSION_DENIED)
+    for watch in begun:
+        with pytest.raises(Unavailable):
+            await watch
+
+
+async def test_who_still_asks_when_the_feed_is_closed_is_told(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    server.answering.clear()
+    begun = beginning(stack, firestore_feed.watch_owner(ANN))
+    await server.until_looks(1)
+    await firestore_feed.aclose()
+    with pytest.raises(Unavailable):
+        await begun
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_exhausted_quota_is_left_alone_for_long_and_nobody_loses_their_place(
+    server: ListenServer,
+    firestore_feed: FirestoreFeed,
+    stack: AsyncExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+    ended: bool,
+) -> None:
+    monkeypatch.setattr(connection_module, "quota_pause_s", 0.2)
+    stream, target, states = await watched(server, stack, firestore_feed, b"first")
+    clock = asyncio.get_running_loop().time
+    for _ in range(restarts_max + 2):
+        exhausted_at = clock()
+        if ended:
+            stream.abort(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        else:
+            stream.remove(target, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        again = await server.conversation()
+        assert clock() - exhausted_at >= 0.1
+        assert stream.asked.empty()
+        stream, asked = again, await again.added()
+        assert (asked.target_id, asked.resume_token) == (target, b"first")
+    stream.tell(newer(2), target)
+    stream.current(target)
+    assert (await following(states)).revision == 2
+
+
+async def test_owner_is_listened_to_afresh_from_where_all_was_told_last(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    began = server.now
+    begun = beginning(stack, firestore_feed.watch_owner(ANN))
+    stream = await server.conversation()
+    target = await stream.added()
+    assert since_of(target) == began - timedelta(seconds=10)
+    stream.current(target.target_id, b"first", began + timedelta(seconds=1))
+    states = await begun
+    stream.tell(newer(3), target.target_id)
+    assert (await following(states)).revision == 3
+    stream.consistent(b"second", began + timedelta(hours=1))
+    stream.abort(grpc.StatusCode.UNAVAILABLE)
+    stream = await server.conversation()
+    again = await stream.added()
+    assert since_of(again) == began + timedelta(hours=1) - timedelta(seconds=10)
+    assert again.resume_token == b""
+    stream.tell(newer(3), again.target_id)
+    stream.tell(newer(2), again.target_id)
+    stream.current(again.target_id)
+    stream.tell(newer(4), again.target_id)
+    assert (await following(states)).revision == 4
+
+
+async def test_owner_that_has_not_been_told_all_is_listened_to_from_the_same_time_again(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    began = server.now
+    begun = beginning(stack, firestore_feed.watch_owner(ANN))
+    stream = await server.conversation()
+    target = (await stream.added()).target_id
+    stream.current(target, b"first", began)
+    await begun
+    stream.reset(target)
+    stream.consistent(b"second", began + timedelta(hours=1))
+    stream.abort(grpc.StatusCode.UNAVAILABLE)
+    stream = await server.conversation()
+    assert since_of(await stream.added()) == began - timedelta(seconds=10)
+
+
+async def test_thousand_watchers_of_an_owner_that_leave_at_once_cost_one_request(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "ready_s_max", 60.0)
+    stream, _, _ = await watched(server, stack, firestore_feed)
+    all_there = asyncio.Barrier(CROWD + 1)
+
+    async def watch() -> None:
+        async with firestore_feed.watch_owner(ANN):
+            await all_there.wait()
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as watching:
+        for _ in range(CROWD):
+            watching.create_task(watch())
+        owner = (await stream.added()).target_id
+        stream.current(owner)
+        await all_there.wait()
+    assert await stream.removed() == owner
+    assert stream.asked.empty()
+
+
+async def test_streams_lines_in_the_log_are_not_of_the_first_watchers_trace(
+    server: ListenServer, firestore_feed: FirestoreFeed, stack: AsyncExitStack
+) -> None:
+    heard: set[str] = set()
+
+    class Traces(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.add(traceparent().split("-")[1])
+
+    traces = Traces()
+    logging.getLogger(listen.log.name).addHandler(traces)
+    stack.callback(logging.getLogger(listen.log.name).removeHandler, traces)
+    follow_trace()
+    stream, _, states = await watched(server, stack, firestore_feed)
+    stream.abort(grpc.StatusCode.PERMISSION_DENIED)
+    with pytest.raises(Unavailable):
+        await following(states)
+    assert len(heard) == 1
+    assert traceparent().split("-")[1] not in heard
 
 
 @pytest.mark.parametrize(

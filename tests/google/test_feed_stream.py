@@ -222,6 +222,29 @@ async def test_watcher_cancelled_at_any_moment_leaves_nothing_open(scene: Scene)
     await all_end(asyncio.all_tasks() - tasks)
 
 
+@pytest.mark.parametrize("owner", [True, False])
+async def test_feed_closed_at_any_moment_tells_whose_watch_begins_and_leaves_nothing_open(
+    scene: Scene, owner: bool
+) -> None:
+    await scene.create(1)
+    tasks = asyncio.all_tasks()
+
+    async def watch(feed: FirestoreFeed) -> None:
+        async with feed.watch_owner(ANN) if owner else feed.watch_job(job().id) as states:
+            await rest(states)
+
+    for turns in range(0, 90, 3):
+        feed = FirestoreFeed(scene.project, "(default)")
+        watching = asyncio.create_task(watch(feed))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await feed.aclose()
+        with pytest.raises(Unavailable):
+            await watching
+    await scene.proxy.until(lambda: scene.proxy.connections == 0)
+    await all_end(asyncio.all_tasks() - tasks)
+
+
 async def test_who_joins_after_the_end_ends_too(scene: Scene) -> None:
     await scene.create(1)
     async with scene.feed.watch_job(job().id) as first:
