@@ -63,7 +63,7 @@ class Store(Protocol):
     """Typed records with atomic commits. Every method raises Unavailable when the store does not answer."""
 
     async def get(self, kind: type[R], key: str) -> Stored[R] | None:
-        """The record, or None."""
+        """The record, or None. Raises Unavailable, and logs `record.unreadable`, if a later version wrote it."""
         ...
 
     async def commit(self, changes: Sequence[Change], *, save_id: str) -> tuple[Stored[Record] | None, ...]:
@@ -78,7 +78,10 @@ class Store(Protocol):
         ...
 
     async def page(self, kind: type[R], *, owner: str, limit: int, token: str | None = None) -> Page[R]:
-        """The owner's records by `created_at`, newest first. Raises Rejected for a token it did not give."""
+        """The owner's records by `created_at`, newest first. Raises Rejected for a token it did not give.
+
+        One that cannot be read is logged and left out, here and below, so a page may come short and not be the last.
+        """
         ...
 
     async def changed(self, kind: type[R], *, owner: str, since: datetime, limit: int) -> tuple[Stored[R], ...]:
@@ -88,7 +91,7 @@ class Store(Protocol):
     async def due(self, kind: type[R], *, shards: Sequence[str], before: datetime, limit: int) -> tuple[Stored[R], ...]:
         """Records of up to 30 shards with `wake_at <= before`, the longest due first.
 
-        One that cannot be read is logged and left out, so that it hides nothing behind it.
+        One that cannot be read is left out, so that it hides nothing behind it.
         """
         ...
 
@@ -111,7 +114,7 @@ class SignedRequest:
     """A request that anyone may send until `expires_at`, exactly as it stands here."""
 
     method: str
-    url: str
+    url: str = field(repr=False)
     headers: Mapping[str, str]
     expires_at: datetime
 

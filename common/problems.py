@@ -1,8 +1,8 @@
 """Errors as application/problem+json (RFC 9457), the same for every app; no routes live here."""
 
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -13,6 +13,8 @@ from common.telemetry import logger
 
 log = logger(__name__)
 
+M = TypeVar("M", bound=BaseModel)
+
 fields_max = 20
 _name_chars_max = 80
 _BY_STATUS = {
@@ -22,6 +24,25 @@ _BY_STATUS = {
     405: "method_not_allowed",
     413: "body_too_large",
 }
+
+
+class Misfit(Rejected):
+    """What the caller sent does not fit its model; `error` names the fields.
+
+    A ValidationError by itself says nothing about who is wrong: a record of ours may not fit either.
+    """
+
+    def __init__(self, error: ValidationError) -> None:
+        super().__init__("invalid_request")
+        self.error = error
+
+
+def parse(kind: type[M], sent: object) -> M:
+    """What a caller sent, as its model. Raises Misfit. For callers' words only, never for what we stored."""
+    try:
+        return kind.model_validate(sent)
+    except ValidationError as exc:
+        raise Misfit(exc) from exc
 
 
 def problem(code: str, detail: str = "", *, headers: dict[str, str] | None = None, **extra: Any) -> Response:
@@ -63,8 +84,8 @@ def invalid(error: ValidationError) -> Response:
 
 async def on_error(request: Request, error: Exception) -> Response:
     """Answers every error of the tree by its code; a bug is logged whole and answered without a word about it."""
-    if isinstance(error, ValidationError):
-        return invalid(error)
+    if isinstance(error, Misfit):
+        return invalid(error.error)
     if isinstance(error, DarkroomError):
         status = error.entry.status
         headers = {"retry-after": "5"} if status == 503 else None
@@ -84,9 +105,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     return problem("internal", headers=headers, **traced)
 
 
-HANDLERS: dict[Any, Any] = dict.fromkeys(
-    (DarkroomError, HTTPException, ValidationError, ClientDisconnect, Exception), on_error
-)
+HANDLERS: dict[Any, Any] = dict.fromkeys((DarkroomError, HTTPException, ClientDisconnect, Exception), on_error)
 
 
 async def read_body(request: Request, *, bytes_max: int) -> bytes:

@@ -6,7 +6,7 @@ https://cloud.google.com/storage/docs/authentication/canonical-requests describe
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, urlsplit
 
@@ -83,7 +83,7 @@ class HmacKey:
     """A signing key: its public id and its secret."""
 
     id: str
-    secret: bytes
+    secret: bytes = field(repr=False)
 
     def check(self, algorithm: str, credential: str, text: bytes, signature: str) -> bool:
         """A CheckSignature for URLs that this key signed."""

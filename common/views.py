@@ -6,11 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from common.errors import Unavailable
 from common.job import Image, Job, JobError, Kind, Photo, Stage, Status, Timings, Webhook
 from common.ledger import Attempt, Cost
-from common.ports import BlobStore
+from common.links import ResultLinks
 from common.records import Model
 from common.settings import Settings
+from common.telemetry import logger
+
+log = logger(__name__)
 
 
 class Links(Model):
@@ -25,8 +29,14 @@ class Links(Model):
 class ImageView(Image):
     """An image; `url` and `thumbnail_url` are signed for at most an hour and only in a single job's answer."""
 
-    url: str | None = None
-    thumbnail_url: str | None = None
+    url: str | None = Field(
+        None,
+        description="Where the finished image may be fetched without a token, for 45 minutes at least by default. Null"
+        " in lists, and while signing is unavailable: then follow the job's `links.images`, or ask again.",
+    )
+    thumbnail_url: str | None = Field(
+        None, description="The same for the thumbnail; by `links.images` it is `?variant=thumbnail`."
+    )
 
 
 class Upload(Model):
@@ -90,20 +100,25 @@ def job_view(job: Job, settings: Settings) -> JobView:
     return JobView.model_construct(**fields, done=job.done, links=links, upload=None)
 
 
-async def signed_view(job: Job, settings: Settings, blobs: BlobStore) -> JobView:
-    """The view with fresh signed URLs for every finished image and thumbnail."""
+async def signed_view(job: Job, settings: Settings, links: ResultLinks) -> JobView:
+    """The view with signed URLs for every finished image and thumbnail; null where signing is unavailable.
+
+    A job that is there can be shown without: what its images look like is one request further, at `links.images`.
+    """
     view = job_view(job, settings)
+    names = [name for image in view.images for name in (image.name, image.thumbnail_name) if name is not None]
     # Together, because on Google Cloud each signature is a request to IAM; at most two for each of four images.
-    images = await asyncio.gather(*(_signed(image, settings, blobs) for image in view.images))
-    return view.model_copy(update={"images": list(images)})
-
-
-async def _signed(image: ImageView, settings: Settings, blobs: BlobStore) -> ImageView:
-    places = {"url": image.name, "thumbnail_url": image.thumbnail_name}
-    wanted = {field: name for field, name in places.items() if name is not None}
-    urls = await asyncio.gather(*(_url(blobs, settings, name) for name in wanted.values()))
-    return image.model_copy(update=dict(zip(wanted, urls, strict=True)))
-
-
-async def _url(blobs: BlobStore, settings: Settings, name: str) -> str:
-    return (await blobs.sign_get(settings.results_bucket, name, expires_s=settings.link_s)).url
+    answers = await asyncio.gather(*map(links.url, names), return_exceptions=True)
+    urls: dict[str | None, str] = {}
+    for name, answer in zip(names, answers, strict=True):
+        if isinstance(answer, str):
+            urls[name] = answer
+        elif not isinstance(answer, Unavailable):
+            raise answer
+    if len(urls) < len(names):
+        log.warning("links.unsigned", extra={"job_id": job.id, "missing": len(names) - len(urls)})
+    images = [
+        image.model_copy(update={"url": urls.get(image.name), "thumbnail_url": urls.get(image.thumbnail_name)})
+        for image in view.images
+    ]
+    return view.model_copy(update={"images": images})

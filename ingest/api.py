@@ -12,24 +12,32 @@ from starlette.routing import Route
 
 from common.auth import Users
 from common.cors import cors
-from common.errors import NotFound, Rejected
+from common.errors import NotFound, Rejected, Unavailable
 from common.google.service import on_google_cloud
 from common.health import health_routes
 from common.job import Job, Kind, Status
+from common.kept import Kept
+from common.links import ResultLinks
 from common.lookup import check_job_id, find_job
 from common.names import upload_name
-from common.ports import Engine
-from common.problems import HANDLERS, read_body
+from common.ports import Engine, FirestoreToken
+from common.problems import HANDLERS, parse, read_body
 from common.request_id import RequestIds
 from common.settings import Settings
+from common.telemetry import logger
 from common.views import JobView, Upload, job_view, signed_view
 from ingest.docs import doc_routes
 from ingest.intake import Intake
 from ingest.schemas import FirestoreAccess, JobList, JobRequest
 
+log = logger(__name__)
+
 body_bytes_max = 64 * 1024
 wait_s_max = 60
 page_size_max = 100
+# An owner who asks again and again costs one signature in ten minutes, and has fifty left of the token's hour.
+token_keep_s = 600
+tokens_max = 10_000
 _scan_pages_max = 10
 _SMALL_NUMBER = re.compile(r"0|[1-9][0-9]{0,2}")
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})(?:$|[,;\s])")
@@ -43,23 +51,17 @@ class JobsApi:
         self._settings = settings
         self._users = Users(settings, engine.now)
         self._intake = Intake(engine, settings)
+        self._links = ResultLinks(engine, settings)
+        self._tokens: Kept[FirestoreToken] = Kept(engine.now, keep_s=token_keep_s, entries_max=tokens_max)
 
     async def create(self, request: Request) -> Response:
         """POST /v1/jobs: 201 with the job, and for a portrait with its signed upload."""
         owner = self._users.owner(request)
-        wanted = JobRequest.model_validate(await _json(request))
-        job = await self._intake.open_job(owner, wanted)
-        view = job_view(job, self._settings)
-        if job.kind is Kind.PORTRAIT:
-            signed = await self._engine.blobs.sign_put(
-                self._settings.uploads_bucket,
-                upload_name(owner, job.id),
-                content_type=wanted.content_type,
-                bytes_max=self._settings.upload_bytes_max,
-                expires_s=self._settings.upload_window_s,
-            )
-            upload = Upload(url=signed.url, headers=dict(signed.headers), expires_at=signed.expires_at)
-            view = view.model_copy(update={"upload": upload})
+        wanted = parse(JobRequest, await _json(request))
+        job = self._intake.draft(owner, wanted)
+        # Signed first: a job whose client was never told where to upload would only wait for its end.
+        upload = await self._upload(job, wanted) if job.kind is Kind.PORTRAIT else None
+        view = job_view(await self._intake.open_job(job), self._settings).model_copy(update={"upload": upload})
         return _answer(view, status=201, headers={"location": view.links.self})
 
     async def show(self, request: Request) -> Response:
@@ -73,7 +75,7 @@ class JobsApi:
             headers["preference-applied"] = f"wait={wait_s}"
             if not job.done:
                 job = await self._wait(job, wait_s)
-        return _answer(await signed_view(job, self._settings, self._engine.blobs), headers=headers)
+        return _answer(await signed_view(job, self._settings, self._links), headers=headers)
 
     async def page(self, request: Request) -> Response:
         """GET /v1/jobs: the caller's jobs, newest first; `status` filters, so a page may come short."""
@@ -113,16 +115,16 @@ class JobsApi:
             if job.done:
                 raise NotFound(f"image {index} of job {job.id} was not made")
             raise Rejected("not_ready", f"job {job.id} is {job.status}")
-        signed = await self._engine.blobs.sign_get(self._settings.results_bucket, name, expires_s=self._settings.link_s)
-        return RedirectResponse(signed.url, 302, headers={"cache-control": "private, no-store"})
+        url = await self._links.url(name)
+        return RedirectResponse(url, 302, headers={"cache-control": "private, no-store"})
 
     async def firestore_token(self, request: Request) -> Response:
-        """POST /v1/firestore-token: a token with which the caller listens to its jobs in Firestore, for an hour."""
+        """POST /v1/firestore-token: a token with which the caller listens to its jobs in Firestore itself."""
         owner = self._users.owner(request)
         mint = self._engine.firestore_token
         if mint is None:
             raise Rejected("no_firestore", "this server keeps its jobs elsewhere")
-        made = await mint(owner)
+        made = await self._tokens.get(owner, lambda: mint(owner))
         return _answer(
             FirestoreAccess(
                 token=made.token,
@@ -142,7 +144,20 @@ class JobsApi:
                         break
         except TimeoutError:
             pass
+        except Unavailable as exc:
+            # The job was read a moment ago; that it cannot be followed is no reason to keep it from the caller.
+            log.warning("wait.broken", extra={"job_id": job.id, "detail": exc.detail})
         return job
+
+    async def _upload(self, job: Job, wanted: JobRequest) -> Upload:
+        signed = await self._engine.blobs.sign_put(
+            self._settings.uploads_bucket,
+            upload_name(job.owner, job.id),
+            content_type=wanted.content_type,
+            bytes_max=self._settings.upload_bytes_max,
+            expires_s=self._settings.upload_window_s,
+        )
+        return Upload(url=signed.url, headers=dict(signed.headers), expires_at=signed.expires_at)
 
 
 def create_app(engine: Engine, settings: Settings) -> Starlette:

@@ -40,20 +40,24 @@ class Intake:
             edge_px=settings.input_edge_px,
         )
 
-    async def open_job(self, owner: str, request: JobRequest) -> Job:
-        """Check the wishes against style and model, then save the job; an image is queued at once.
+    def draft(self, owner: str, request: JobRequest) -> Job:
+        """The job that a request asks for, checked against style and model, under an id of its own; nothing is saved.
 
         Raises Rejected with the code of the first wish that cannot be met.
         """
+        return new_job(self._engine.new_id(), owner, request, self._engine.now(), self._settings)
+
+    async def open_job(self, job: Job) -> Job:
+        """Save a draft; an image is queued at once. Whatever its client must be told is to be had before."""
         now = self._engine.now()
-        job = new_job(self._engine.new_id(), owner, request, now, self._settings)
         portrait = job.kind is Kind.PORTRAIT
         work = Work(
             job_id=job.id,
-            owner=owner,
+            owner=job.owner,
             desk=Desk.INGEST if portrait else Desk.PROCESSOR,
             wake_at=now + timedelta(seconds=first_look_s if portrait else self._settings.retell_s),
             deadline_at=job.deadline_at,
+            delete_at=job.delete_at,
             unqueued=not portrait,
         )
         task = await create(self._engine, job, work)

@@ -14,8 +14,9 @@ import httpx2
 from pydantic import ValidationError
 
 from common.errors import CODES
+from common.job import Status
 from common.loopback import LOOPBACK
-from common.views import ImageView, JobView, Upload
+from common.views import ImageView, JobView
 from local import photos
 
 KIB = 1024
@@ -23,6 +24,9 @@ KIB = 1024
 silence_s_max = 45.0
 answer_s_max = 30.0
 upload_tries_max = 3
+# What a bucket has taken is told to us within a second or so.
+arrival_looks_max = 5
+arrival_look_s = 1.0
 reconnects_max = 8
 reconnect_wait_s = 2.0
 
@@ -91,11 +95,15 @@ class Client:
         root = (await self._ask("GET", "/v1")).json()
         return str((await self._ask("GET", root["webhook_secret"])).json()["secret"])
 
-    async def upload(self, upload: Upload, photo: Path, told: Callable[[int], None]) -> None:
-        """Stream the file to its signed URL, telling the bytes sent so far; a broken connection starts over.
+    async def upload(self, job: JobView, photo: Path, told: Callable[[int], None]) -> None:
+        """Stream the file to the job's signed URL, telling the bytes sent so far; a broken connection starts over.
 
-        The URL takes one object only, so a repetition is safe: 412 means that it arrived.
+        The URL takes one object only, so a repetition is safe: 412 means that it arrived. So may 403, because the
+        signer may create objects but not replace any, and be told that first; the job knows
+        (roles/storage.objectCreator, https://cloud.google.com/storage/docs/access-control/iam-roles).
         """
+        upload = job.upload
+        assert upload is not None, "a portrait always comes with its upload"
         headers = {**upload.headers, "content-length": str(photos.size_of(photo))}
         tries = 0
         while True:
@@ -107,7 +115,8 @@ class Client:
                     raise self._gone(exc, upload.url) from exc
                 continue
             if answer.status_code < 500 or tries == upload_tries_max:
-                _check_uploaded(answer)
+                if not await self._may_have_arrived(answer, job.id):
+                    _check_uploaded(answer)
                 return
 
     async def watch(self, job: JobView) -> AsyncIterator[JobView]:
@@ -138,9 +147,9 @@ class Client:
             f"{self.server} was lost, but the job goes on there: `darkroom watch {job.id}` takes it up again"
         )
 
-    async def picture(self, image: ImageView) -> bytes:
-        """The finished image whole, as its hash says. `image` comes from a single job's answer or its stream."""
-        body = await self.fetch(str(image.url))
+    async def picture(self, job: JobView, image: ImageView) -> bytes:
+        """A finished image of the job whole, as its hash says; by the API's own link where no signed one came."""
+        body = await self.fetch(image.url or await self._signed(job.links.images[image.index]))
         if sha256(body).hexdigest() != image.sha256:
             raise NoServer(f"image {image.index} arrived damaged from {self.server}: try again")
         return body
@@ -165,6 +174,28 @@ class Client:
             async for event in httpx2.EventSource(answer):
                 if event.event == "job":
                     yield self._job(event.data)
+
+    async def _may_have_arrived(self, answer: httpx2.Response, job_id: str) -> bool:
+        """Whether a photo is there in spite of a 403, for all that its job says within some seconds."""
+        if answer.status_code != 403 or _reason(answer) == "SignatureDoesNotMatch":
+            return False
+        for look in range(arrival_looks_max):
+            if look:
+                await asyncio.sleep(arrival_look_s)
+            job = await self.job(job_id)
+            if job.status is not Status.AWAITING_UPLOAD or job.stage is not None:
+                return True
+        return False
+
+    async def _signed(self, link: str) -> str:
+        """Where an API link to an image leads."""
+        try:
+            answer = await self._http.get(link, headers=self._authority)
+        except httpx2.HTTPError as exc:
+            raise self._gone(exc, link) from exc
+        if not answer.has_redirect_location:
+            raise self._refusal(answer)
+        return answer.headers["location"]
 
     async def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> httpx2.Response:
         url = path if "://" in path else self.server + path
@@ -231,11 +262,15 @@ def _problem(answer: httpx2.Response) -> dict[str, Any] | None:
     return body if isinstance(body, dict) and "code" in body else None
 
 
+def _reason(answer: httpx2.Response) -> str:
+    found = _XML_CODE.search(answer.text[: 4 * KIB])
+    return found[1] if found else str(answer.status_code)
+
+
 def _check_uploaded(answer: httpx2.Response) -> None:
     if answer.is_success or answer.status_code == 412:
         return
-    found = _XML_CODE.search(answer.text[: 4 * KIB])
-    reason = found[1] if found else str(answer.status_code)
+    reason = _reason(answer)
     if reason in _REFUSED_UPLOADS:
         entry = CODES[_REFUSED_UPLOADS[reason]]
         raise Refused(_REFUSED_UPLOADS[reason], entry.title, entry.advice, is_wrong_use=True)

@@ -107,8 +107,7 @@ async def _walk(client: Client, receiver: Receiver, photo: Path, content_type: s
         asked_at = datetime.now(UTC)
         webhook = {"url": receiver.url}
         job = await client.create({"style": "corporate", "content_type": content_type, "webhook": webhook})
-        assert job.upload is not None, "a portrait always comes with its upload"
-        await client.upload(job.upload, photo, line.sent)
+        await client.upload(job, photo, line.sent)
         async for state in client.watch(job):
             job = state
             line.state(job)
@@ -123,7 +122,7 @@ async def _collect(client: Client, job: JobView, folder: Path, gallery: Path) ->
     assert job.input is not None
     pictures = {
         "input": await _stored(folder, Settings.model_fields["inputs_bucket"].default, job.input.name),
-        "result": await client.picture(job.images[0]),
+        "result": await client.picture(job, job.images[0]),
         "thumbnail": await client.fetch(str(job.images[0].thumbnail_url)),
     }
     return await asyncio.to_thread(_hang, pictures, gallery, job.id)

@@ -45,8 +45,7 @@ async def submit(client: Client, paths: Sequence[Path], order: Mapping[str, obje
             line = board.line(path.name, total_bytes=photos.size_of(path))
             job = await client.create({**order, "kind": "portrait", "content_type": types[path]})
             try:
-                assert job.upload is not None, "a portrait always comes with its upload"
-                await client.upload(job.upload, path, line.sent)
+                await client.upload(job, path, line.sent)
             except Refused as exc:
                 line.ends()
                 with suppress(Refused):
@@ -97,8 +96,8 @@ async def _follow(
         line.state(job)
     files = []
     for image in job.images:
-        if wishes.out is not None and image.url is not None:
-            body = await client.picture(image)
+        if wishes.out is not None and image.name is not None:
+            body = await client.picture(job, image)
             save = (body, image.content_type, wishes.out, f"{stem}-{image.index + 1}", job.id)
             files.append(await asyncio.to_thread(photos.save, *save))
     line.ends()

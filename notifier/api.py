@@ -12,6 +12,7 @@ from common.auth import Users
 from common.cors import cors
 from common.google.service import on_google_cloud
 from common.health import health_routes
+from common.links import ResultLinks
 from common.lookup import find_job
 from common.ports import Engine
 from common.problems import HANDLERS
@@ -28,6 +29,7 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
     """The notifier-api service. Raises SettingsError if nobody could sign in or webhooks could not be signed."""
     users = Users(settings, engine.now)
     master = master_secret(settings)
+    links = ResultLinks(engine, settings)
 
     async def events(request: Request) -> Response:
         owner = users.owner(request)
@@ -35,7 +37,7 @@ def create_app(engine: Engine, settings: Settings) -> Starlette:
         # Set by sse-starlette when the server stops; a stream it had to cancel would break off in mid-answer.
         closing = anyio.Event()
         return EventSourceResponse(
-            job_events(engine, settings, job, closing),
+            job_events(engine, settings, links, job, closing),
             ping=settings.heartbeat_s,
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
             shutdown_event=closing,

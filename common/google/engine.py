@@ -1,12 +1,15 @@
 """The cloud engine: the four ports on Firestore, Cloud Storage and Pub/Sub; twin of local/engine/engine.py."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from random import Random, SystemRandom
+from typing import Protocol
 
 from common.clock import new_id, utc_now
 from common.google.blobs import CloudBlobs
 from common.google.bus import PubSubBus
+from common.google.credentials import Loader
 from common.google.custom_token import CustomTokens
 from common.google.feed import FirestoreFeed
 from common.google.identity import Identity
@@ -14,6 +17,16 @@ from common.google.push_keys import PushKeys
 from common.google.store import FirestoreStore
 from common.ports import Engine
 from common.settings import Settings, SettingsError
+from common.telemetry import logger
+
+log = logger(__name__)
+
+close_s_max = 3.0
+"""How long one part may take to close. Cloud Run kills a process 10 s after SIGTERM, and requests end before."""
+
+
+class _Part(Protocol):
+    def aclose(self) -> Awaitable[None]: ...
 
 
 def open_engine(
@@ -30,16 +43,30 @@ def open_engine(
     project, database = settings.google_cloud_project, settings.firestore_database
     if project is None:
         raise SettingsError("the cloud engine needs a project: set GOOGLE_CLOUD_PROJECT, e.g. my-project")
-    identity = Identity(settings, now)
-    store = FirestoreStore(project, database)
+    loader = Loader()
+    identity = Identity(settings, now, loader)
+    store = FirestoreStore(project, database, loader)
     blobs = CloudBlobs(settings, identity, now)
-    bus = PubSubBus(project)
+    bus = PubSubBus(project, loader)
     feed = FirestoreFeed(project, database)
     keys = PushKeys(settings.push_certs_url, now)
     tokens = CustomTokens(identity, project, database, now)
 
     async def aclose() -> None:
-        for part in (feed, bus, blobs, store, keys, identity):
-            await part.aclose()
+        loader.close()
+        await close_together(feed, bus, blobs, store, keys, identity)
 
     return Engine(store, blobs, bus, feed, now, ids, random or SystemRandom(), keys.public_key, aclose, tokens.mint)
+
+
+async def close_together(*parts: _Part) -> None:
+    """Close them all at once, each in its time; one that fails or hangs is logged, and holds up no other."""
+    ends = await asyncio.gather(*(_close(part) for part in parts), return_exceptions=True)
+    for part, end in zip(parts, ends, strict=True):
+        if end is not None:
+            log.error("engine.not_closed", exc_info=end, extra={"part": type(part).__name__})
+
+
+async def _close(part: _Part) -> None:
+    async with asyncio.timeout(close_s_max):
+        await part.aclose()

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,18 +12,21 @@ from urllib.parse import quote
 
 from common.errors import Unavailable
 from common.google.calls import call_s_max, translated, try_s_max
+from common.google.credentials import Loader, refresh
+from common.google.opening import Life, Shared
 from common.settings import Settings, SettingsError
 from common.telemetry import logger
 
 if TYPE_CHECKING:
     import httpx2
-    from google.auth.credentials import Credentials
 
 log = logger(__name__)
 
-_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 # The metadata server hands out the same token until it has less than five minutes to live; google-auth renews then too.
 _renewal = timedelta(minutes=3, seconds=45)
+# Who has a token that lives waits no longer for a new one, and does not wait at all soon after that was in vain.
+_patience_s = 1.0
+_failure_pause = timedelta(seconds=10)
 _first_pause_s = 0.05
 _pause_s_max = 1.0
 _keepalive_s = 60.0
@@ -32,7 +35,7 @@ _passing = frozenset({408, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    value: str
+    value: str = field(repr=False)
     expires_at: datetime | None
 
     def lives(self, moment: datetime) -> bool:
@@ -47,22 +50,32 @@ class Identity:
     (https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/signBlob).
     """
 
-    def __init__(self, settings: Settings, now: Callable[[], datetime]) -> None:
+    def __init__(self, settings: Settings, now: Callable[[], datetime], loader: Loader | None = None) -> None:
         self._now = now
+        self._loader = loader or Loader()
+        self._life = Life("the service's identity")
         self._signer_email = settings.signer_email
         self._url = f"{settings.iam_credentials_url.rstrip('/')}/v1/projects/-/serviceAccounts"
-        self._lock = asyncio.Lock()
-        self._credentials: Credentials | None = None
+        self._renewing = Shared(self._renew)
         self._token: _Token | None = None
+        self._failed_at: datetime | None = None
         self._client: httpx2.AsyncClient | None = None
 
     async def access_token(self) -> str:
-        """A bearer token for any Google API, good for some minutes at least. Raises Unavailable."""
-        async with self._lock:
-            token = self._token
-            if token is None or not token.lives(self._now() + _renewal):
-                token = self._token = await self._renewed(token)
-            return token.value
+        """A bearer token for any Google API. Raises Unavailable, after 5 s at the latest.
+
+        It is good for some minutes, or as long as the last one is where no other can be had.
+        """
+        with self._life.held():
+            token, now = self._token, self._now()
+            if token is None or not token.lives(now):
+                return (await self._renewed(call_s_max)).value
+            if token.lives(now + _renewal) or self._has_just_failed(now):
+                return token.value
+            try:
+                return (await self._renewed(_patience_s)).value
+            except Unavailable:
+                return token.value
 
     def forget_token(self) -> None:
         """Google refused the token: ask for another the next time."""
@@ -72,8 +85,8 @@ class Identity:
         """The service account that signs. Raises Unavailable, and SettingsError where a person would have to sign."""
         if self._signer_email is not None:
             return self._signer_email
-        async with self._lock:
-            credentials = await self._loaded()
+        with self._life.held():
+            credentials = await self._loader.credentials()
         if getattr(credentials, "service_account_email", None) == "default":
             # The metadata server tells its name only together with a token.
             await self.access_token()
@@ -99,47 +112,48 @@ class Identity:
         return await self._ask("signJwt", json.dumps(dict(claims)), "signedJwt")
 
     async def aclose(self) -> None:
-        """Close the connections to IAM."""
+        """Close the connections to IAM; what is called after that, or under way, raises Unavailable."""
+        self._life.closed = True
+        self._renewing.cancel()
         if self._client is not None:
             await self._client.aclose()
 
-    async def _loaded(self) -> "Credentials":
-        if self._credentials is None:
-            from google.auth.exceptions import DefaultCredentialsError
-
-            try:
-                with translated("credentials"):
-                    async with asyncio.timeout(call_s_max):
-                        self._credentials = await asyncio.to_thread(_load)
-            except Unavailable as exc:
-                if isinstance(exc.__cause__, DefaultCredentialsError):
-                    log.error("identity.absent", extra={"reason": str(exc.__cause__)})
-                    raise Unavailable("this service has no Google credentials") from exc
-                raise
-        return self._credentials
-
-    async def _renewed(self, before: _Token | None) -> _Token:
-        credentials = await self._loaded()
+    async def _renewed(self, within_s: float) -> _Token:
         try:
             with translated("access token"):
-                async with asyncio.timeout(call_s_max):
-                    return await asyncio.to_thread(_refresh, credentials)
+                return await self._renewing.result(within_s)
         except Unavailable:
-            if before is not None and before.lives(self._now()):
-                return before
+            self._failed_at = self._now()
             raise
 
-    async def _ask(self, method: str, payload: str, field: str) -> str:
+    async def _renew(self) -> _Token:
+        credentials = await self._loader.credentials()
         try:
-            async with asyncio.timeout(call_s_max):
-                url = f"{self._url}/{quote(await self.email(), safe='@')}:{method}"
-                return await self._answer(url, payload, field)
+            await self._loader.in_thread(partial(refresh, credentials))
+        except Exception as exc:
+            log.warning("identity.not_renewed", extra={"reason": type(exc).__name__})
+            raise
+        expiry = credentials.expiry
+        token = _Token(str(credentials.token), None if expiry is None else expiry.replace(tzinfo=UTC))
+        self._token, self._failed_at = token, None
+        return token
+
+    def _has_just_failed(self, now: datetime) -> bool:
+        # A clock that was set back must not hold anything up until it has caught up.
+        return self._failed_at is not None and self._failed_at <= now < self._failed_at + _failure_pause
+
+    async def _ask(self, method: str, payload: str, asked: str) -> str:
+        try:
+            with self._life.held():
+                async with asyncio.timeout(call_s_max):
+                    url = f"{self._url}/{quote(await self.email(), safe='@')}:{method}"
+                    return await self._answer(url, payload, asked)
         except TimeoutError as exc:
             raise Unavailable(f"{method} was not answered in {call_s_max:.0f} s") from exc
         except (KeyError, ValueError) as exc:
             raise Unavailable(f"{method} was answered without a signature") from exc
 
-    async def _answer(self, url: str, payload: str, field: str) -> str:
+    async def _answer(self, url: str, payload: str, asked: str) -> str:
         """The field of IAM's answer. A signature may be made any number of times, so any try may be repeated."""
         import httpx2
 
@@ -154,7 +168,7 @@ class Identity:
                 log.info("identity.repeated", extra={"reason": type(exc).__name__})
             else:
                 if answer.status_code == 200:
-                    return str(answer.json()[field])
+                    return str(answer.json()[asked])
                 if answer.status_code == 401 and not refused:
                     # Revoked, or cut short; a new one is asked for once.
                     refused = True
@@ -175,21 +189,6 @@ class Identity:
             secured = self._url.startswith("https:")
             self._client = httpx2.AsyncClient(timeout=try_s_max, limits=limits, verify=secured)
         return self._client
-
-
-def _load() -> "Credentials":
-    import google.auth
-
-    credentials, _ = google.auth.default(scopes=[_SCOPE])
-    return credentials
-
-
-def _refresh(credentials: "Credentials") -> _Token:
-    from google.auth.transport.requests import Request
-
-    credentials.refresh(partial(Request(), timeout=try_s_max))  # type: ignore[no-untyped-call]
-    expiry = credentials.expiry
-    return _Token(str(credentials.token), None if expiry is None else expiry.replace(tzinfo=UTC))
 
 
 def _refusal(url: str, status: int) -> Unavailable:

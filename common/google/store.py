@@ -18,22 +18,25 @@ for a job and its Work, where this takes 0.8. Everything else is the client's pu
 later, perhaps after another with a later `changed_at`. Whoever asks for changes again begins some seconds earlier.
 """
 
-import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-
-from pydantic import ValidationError
 
 from common.documents import check_key, check_owner, read_token, write_token
 from common.errors import Conflict, Rejected, Unavailable
-from common.google.calls import answered, call_s_max, last_error, retry, try_s_max
-from common.google.documents import from_fields, plain, put, to_fields
-from common.ports import Change, Create, Delete, Page, Stored
+from common.google.calls import call_s_max, last_error, retry, try_s_max
+from common.google.credentials import Loader
+from common.google.documents import plain, put, to_fields
+from common.google.opening import Opening
+from common.google.snapshots import in_millis, readable, stored
+from common.ports import Change, Create, Delete, Page, Stored, Update
 from common.records import Record
 from common.telemetry import logger
 
 if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
     from google.cloud.firestore_v1 import AsyncClient, AsyncCollectionReference, AsyncQuery, DocumentSnapshot
     from google.cloud.firestore_v1.types import WriteResult
 
@@ -43,23 +46,21 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 Answer = tuple[Stored[Record] | None, ...]
 
+_reason_chars = 500
+
 
 class FirestoreStore:
     """Records as documents. Opens no connection before the first call; heeds FIRESTORE_EMULATOR_HOST."""
 
-    def __init__(self, project: str, database: str) -> None:
+    def __init__(self, project: str, database: str, loader: Loader | None = None) -> None:
         self._project = project
         self._database = database
-        self._client: AsyncClient | None = None
-        self._opening = asyncio.Lock()
-        self._closed = False
+        self._loader = loader or Loader()
+        self._opening = Opening("the store", self._prepare, self._make, _close)
 
     async def aclose(self) -> None:
-        """Close the connection; what is called after that raises Unavailable."""
-        self._closed = True
-        if self._client is not None:
-            # The client's own `close` leaves the channel open.
-            await self._client._firestore_api.transport.close()
+        """Close the connection; what is called after that, or under way, raises Unavailable."""
+        await self._opening.aclose()
 
     async def get(self, kind: type[R], key: str) -> Stored[R] | None:
         """See Store.get."""
@@ -68,7 +69,12 @@ class FirestoreStore:
             "get",
             lambda client: client.document(kind.collection, key).get(retry=None, timeout=try_s_max),
         )
-        return _stored(kind, found) if found.exists else None
+        if not found.exists:
+            return None
+        records = readable(kind, [found])
+        if not records:
+            raise Unavailable(f"{kind.collection}/{key} was written by a version that knew more")
+        return records[0]
 
     async def commit(self, changes: Sequence[Change], *, save_id: str) -> Answer:
         """See Store.commit."""
@@ -78,22 +84,22 @@ class FirestoreStore:
         encoded = [{} if isinstance(change, Delete) else to_fields(change.record, save_id) for change in changes]
         if not changes:
             return ()
-        client = await self._open()
-        # Here, where _open has loaded it in a thread.
-        from google.api_core import exceptions
+        async with self._opening.call("commit") as client:
+            # Here, where it has been loaded in a thread.
+            from google.api_core import exceptions
 
-        writes = [self._message(change, fields) for change, fields in zip(changes, encoded, strict=True)]
-        with answered("commit"):
-            async with asyncio.timeout(call_s_max):
-                try:
-                    return await retry()(_write)(client, changes, writes)
-                except exceptions.InvalidArgument as exc:
-                    raise Rejected("unsafe_record", f"Firestore does not take it: {exc.message}") from exc
-                except exceptions.GoogleAPIError as exc:
-                    if not _is_refusal(exc):
-                        raise
-                    # Perhaps by what an earlier try has written, whose answer was lost.
-                    return await retry()(_find_mine)(client, changes, save_id)
+            writes = [self._message(change, fields) for change, fields in zip(changes, encoded, strict=True)]
+            try:
+                return await retry()(_write)(client, changes, writes)
+            except exceptions.InvalidArgument as exc:
+                # Who asked can do nothing about it, and is not told what Google says to us.
+                log.error("store.refused", extra={"reason": exc.message[:_reason_chars], "records": places})
+                raise Rejected("unsafe_record", "Firestore does not take the record") from exc
+            except exceptions.GoogleAPIError as exc:
+                if not _is_refusal(exc):
+                    raise
+                # Perhaps by what an earlier try has written, whose answer was lost.
+                return await retry()(_find_mine)(client, changes, save_id)
 
     async def page(self, kind: type[R], *, owner: str, limit: int, token: str | None = None) -> Page[R]:
         """See Store.page."""
@@ -110,7 +116,7 @@ class FirestoreStore:
             return listed if after is None else listed.start_after({"created_at": after[0], "__name__": after[1]})
 
         found = await self._list("page", query)
-        items = tuple(_stored(kind, snapshot) for snapshot in found[:limit])
+        items = readable(kind, found[:limit])
         if len(found) <= limit:
             return Page(items, None)
         last = found[limit - 1]
@@ -123,8 +129,7 @@ class FirestoreStore:
         def query(client: "AsyncClient") -> "AsyncQuery":
             return _where(_of_owner(client, kind, owner), "changed_at", ">=", since).order_by("changed_at").limit(limit)
 
-        found = await self._list("changed", query)
-        return tuple(_stored(kind, snapshot) for snapshot in found)
+        return readable(kind, await self._list("changed", query))
 
     async def due(self, kind: type[R], *, shards: Sequence[str], before: datetime, limit: int) -> tuple[Stored[R], ...]:
         """See Store.due."""
@@ -135,8 +140,7 @@ class FirestoreStore:
             watched = _where(client.collection(kind.collection), "shard", "in", list(shards))
             return _where(watched, "wake_at", "<=", before).order_by("wake_at").limit(limit)
 
-        found = await self._list("due", query)
-        return tuple(stored for snapshot in found if (stored := _readable(kind, snapshot)) is not None)
+        return readable(kind, await self._list("due", query))
 
     async def _list(self, what: str, query: "Callable[[AsyncClient], AsyncQuery]") -> "list[DocumentSnapshot[Any]]":
         # A thousand records take a second or more, so the first try may take all the time there is.
@@ -144,21 +148,20 @@ class FirestoreStore:
         return list(found)
 
     async def _ask(self, what: str, question: "Callable[[AsyncClient], Awaitable[T]]") -> T:
-        client = await self._open()
-        with answered(what):
-            async with asyncio.timeout(call_s_max):
-                # Around the whole answer: the client's own retry ends where a stream of results begins.
-                return await retry()(question)(client)
+        async with self._opening.call(what) as client:
+            # Around the whole answer: the client's own retry ends where a stream of results begins.
+            return await retry()(question)(client)
 
-    async def _open(self) -> "AsyncClient":
-        if self._closed:
-            raise Unavailable("the store is closed")
-        async with self._opening:
-            if self._client is None:
-                with answered("open"):
-                    # It loads 200 ms of modules and may ask the metadata server who we are.
-                    self._client = await asyncio.to_thread(_client, self._project, self._database)
-        return self._client
+    async def _prepare(self) -> "Credentials | None":
+        """Who we are, unless an emulator is there and does not care."""
+        # 200 ms of modules.
+        await self._loader.in_thread(lambda: import_module("google.cloud.firestore_v1"))
+        return None if os.environ.get("FIRESTORE_EMULATOR_HOST") else await self._loader.credentials()
+
+    def _make(self, credentials: "Credentials | None") -> "AsyncClient":
+        from google.cloud.firestore_v1 import AsyncClient
+
+        return AsyncClient(project=self._project, database=self._database, credentials=credentials)
 
     def _message(self, change: Change, fields: Mapping[str, Any]) -> Any:
         """The raw protobuf Write that makes this change, and only as it may."""
@@ -187,10 +190,9 @@ class FirestoreStore:
         return message
 
 
-def _client(project: str, database: str) -> "AsyncClient":
-    from google.cloud.firestore_v1 import AsyncClient
-
-    return AsyncClient(project=project, database=database)
+async def _close(client: "AsyncClient") -> None:
+    # Its own `close` leaves the channel open.
+    await client._firestore_api.transport.close()
 
 
 async def _write(client: "AsyncClient", changes: Sequence[Change], writes: Sequence[Any]) -> Answer:
@@ -199,7 +201,7 @@ async def _write(client: "AsyncClient", changes: Sequence[Change], writes: Seque
     batch = client.batch()
     batch._add_write_pbs([Write.wrap(message) for message in writes])
     results = await batch.commit(retry=None, timeout=try_s_max)
-    read_at = _in_millis(cast(datetime, batch.commit_time))
+    read_at = in_millis(cast(datetime, batch.commit_time))
     return tuple(
         None if isinstance(change, Delete) else _written(change.record, result, read_at)
         for change, result in zip(changes, results, strict=True)
@@ -227,13 +229,26 @@ async def _find_mine(client: "AsyncClient", changes: Sequence[Change], save_id: 
     found = [there.get(document.path) for document in documents]
     mine = [snapshot is not None and (snapshot.to_dict() or {}).get("save_id") == save_id for snapshot in found]
     if not any(mine):
+        if all(_may_apply(change, snapshot) for change, snapshot in zip(changes, found, strict=True)):
+            # Nothing stands against it but others' commits that came between, so it is no Conflict.
+            raise Unavailable("the commit was kept from being applied")
         raise Conflict(f"{documents[0].path}, or a record committed with it, exists already or has changed")
     if not all(own or isinstance(change, Delete) for change, own in zip(changes, mine, strict=True)):
         raise Conflict("this commit was applied before, and a record has changed since")
     return tuple(
-        None if isinstance(change, Delete) or snapshot is None else _stored(type(change.record), snapshot)
+        None if isinstance(change, Delete) or snapshot is None else stored(type(change.record), snapshot)
         for change, snapshot in zip(changes, found, strict=True)
     )
+
+
+def _may_apply(change: Change, there: "DocumentSnapshot[Any] | None") -> bool:
+    """Whether what is there is what the change demands."""
+    match change:
+        case Create():
+            return there is None
+        case Update():
+            return there is not None and there.update_time.rfc3339() == change.etag
+    return True
 
 
 def _is_refusal(exc: Exception) -> bool:
@@ -263,24 +278,5 @@ def _where(query: "AsyncCollectionReference | AsyncQuery", field: str, operator:
     return query.where(filter=FieldFilter(field, operator, value))
 
 
-def _readable(kind: type[R], snapshot: "DocumentSnapshot[Any]") -> Stored[R] | None:
-    try:
-        return _stored(kind, snapshot)
-    except ValidationError:
-        # Written by a version that knew more. One such record must not hide those behind it from the sweep.
-        log.error("record.unreadable", extra={"collection": kind.collection, "key": snapshot.id})
-        return None
-
-
-def _stored(kind: type[R], snapshot: "DocumentSnapshot[Any]") -> Stored[R]:
-    record = from_fields(kind, snapshot.to_dict() or {})
-    return Stored(record, snapshot.update_time.rfc3339(), _in_millis(snapshot.read_time))
-
-
 def _shows_changes(record: Record) -> bool:
     return "changed_at" in type(record).model_fields
-
-
-def _in_millis(moment: datetime) -> datetime:
-    # As coarse as changed_at, so that what is read after a change is never read before it.
-    return plain(moment).replace(microsecond=moment.microsecond // 1000 * 1000)

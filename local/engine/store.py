@@ -2,14 +2,14 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from common.documents import check_key, check_owner, decode, encode, read_token, write_token
-from common.errors import Conflict, Rejected
+from common.errors import Conflict, Rejected, Unavailable
 from common.ports import Change, Create, Delete, Page, Stored, Update
 from common.records import Record
 from common.telemetry import logger
@@ -40,7 +40,12 @@ class SqliteStore:
                 "SELECT data, version, changed_at FROM records WHERE collection = ? AND key = ?", (kind.collection, key)
             ).fetchone()
         )
-        return None if row is None else self._stored(kind, row)
+        if row is None:
+            return None
+        readable = self._readable(kind, [(key, row)])
+        if not readable:
+            raise Unavailable(f"{kind.collection}/{key} was written by a version that knew more")
+        return readable[0]
 
     async def commit(self, changes: Sequence[Change], *, save_id: str) -> tuple[Stored[Record] | None, ...]:
         """See Store.commit."""
@@ -80,7 +85,7 @@ class SqliteStore:
                 (kind.collection, owner, *before, limit + 1),
             ).fetchall()
         )
-        items = tuple(self._stored(kind, row[:3]) for row in rows[:limit])
+        items = self._readable(kind, ((row[4], row[:3]) for row in rows[:limit]))
         if len(rows) <= limit:
             return Page(items, None)
         created_at, key = rows[limit - 1][3:]
@@ -89,26 +94,26 @@ class SqliteStore:
     async def changed(self, kind: type[R], *, owner: str, since: datetime, limit: int) -> tuple[Stored[R], ...]:
         """See Store.changed."""
         check_owner(owner)
-        rows: list[Row] = await self._database.read(
+        rows: list[tuple[bytes, int, int | None, str]] = await self._database.read(
             lambda connection: connection.execute(
-                "SELECT data, version, changed_at FROM records WHERE collection = ? AND owner = ? AND changed_at >= ?"
-                " ORDER BY changed_at, key LIMIT ?",
+                "SELECT data, version, changed_at, key FROM records"
+                " WHERE collection = ? AND owner = ? AND changed_at >= ? ORDER BY changed_at, key LIMIT ?",
                 (kind.collection, owner, to_micros(since), limit),
             ).fetchall()
         )
-        return tuple(self._stored(kind, row) for row in rows)
+        return self._readable(kind, ((row[3], row[:3]) for row in rows))
 
     async def due(self, kind: type[R], *, shards: Sequence[str], before: datetime, limit: int) -> tuple[Stored[R], ...]:
         """See Store.due."""
         wanted = json.dumps(list(shards))
-        rows: list[Row] = await self._database.read(
+        rows: list[tuple[bytes, int, int | None, str]] = await self._database.read(
             lambda connection: connection.execute(
-                "SELECT data, version, changed_at FROM records WHERE collection = ?"
+                "SELECT data, version, changed_at, key FROM records WHERE collection = ?"
                 " AND shard IN (SELECT value FROM json_each(?)) AND wake_at <= ? ORDER BY wake_at, key LIMIT ?",
                 (kind.collection, wanted, to_micros(before), limit),
             ).fetchall()
         )
-        return tuple(stored for row in rows if (stored := self._readable(kind, row)) is not None)
+        return self._readable(kind, ((row[3], row[:3]) for row in rows))
 
     def _written(self, record: Record, row: Written) -> Stored[Record]:
         data, version, changed_at = row
@@ -117,13 +122,15 @@ class SqliteStore:
             return self._stored(type(record), (data, version, changed_at))
         return self._stamped(record, version, changed_at)
 
-    def _readable(self, kind: type[R], row: Row) -> Stored[R] | None:
-        try:
-            return self._stored(kind, row)
-        except ValidationError:
-            # Written by a version that knew more. One such record must not hide those behind it from the sweep.
-            log.error("record.unreadable", extra={"collection": kind.collection, "etag": row[1]})
-            return None
+    def _readable(self, kind: type[R], rows: Iterable[tuple[str, Row]]) -> tuple[Stored[R], ...]:
+        found = []
+        for key, row in rows:
+            try:
+                found.append(self._stored(kind, row))
+            except ValidationError:
+                # Written by a version that knew more. It must not hide the others from their owner or the sweep.
+                log.error("record.unreadable", extra={"collection": kind.collection, "key": key})
+        return tuple(found)
 
     def _stored(self, kind: type[R], row: Row) -> Stored[R]:
         data, version, changed_at = row

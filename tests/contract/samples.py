@@ -34,6 +34,24 @@ class Note(Record):
         return self.id
 
 
+class LaterNote(Record):
+    """A note as a later version might write it, where `number` has become something else."""
+
+    collection: ClassVar[str] = Note.collection
+
+    id: str
+    owner: str = ANN
+    created_at: datetime = NOON
+    changed_at: datetime | None = None
+    desk: Desk = Desk.INGEST
+    wake_at: datetime | None = None
+    number: str = "a dozen"
+
+    @property
+    def key(self) -> str:
+        return self.id
+
+
 class Secret(Record):
     """Neither listed nor due, though it has an owner."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import cast
@@ -11,11 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from common.errors import Conflict, Rejected
+from common.errors import Conflict, Rejected, Unavailable
 from common.job import Job
 from common.ports import Change, Create, Delete, Engine, Store, Stored, Update
 from common.records import Desk, shard_names
-from tests.contract.samples import ANN, BEN, NOON, Note, Secret, job
+from tests.contract.samples import ANN, BEN, NOON, LaterNote, Note, Secret, job
 
 save_ids = iter(range(1_000_000_000))
 on_one_store = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -659,6 +660,41 @@ async def test_job_comes_back_as_it_was(engine: Engine) -> None:
     assert read is not None
     assert read.record.model_copy(update={"changed_at": None}) == saved
     assert json.loads(read.record.model_dump_json())["cost"]["quoted_usd"] == "0.0336"
+
+
+def unreadable(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Collection and key of the records that the log says could not be read, since it was last asked."""
+    found = [vars(line) for line in caplog.records if line.getMessage() == "record.unreadable"]
+    caplog.clear()
+    return [(line["collection"], line["key"]) for line in found]
+
+
+async def test_record_that_a_later_version_wrote_is_unavailable_and_not_absent(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    await engine.store.commit([Create(LaterNote(id="later"))], save_id="s")
+    with caplog.at_level(logging.ERROR), pytest.raises(Unavailable):
+        await engine.store.get(Note, "later")
+    assert unreadable(caplog) == [("notes", "later")]
+
+
+async def test_record_that_a_later_version_wrote_hides_no_other(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    shard_mates = in_one_shard(3, wake_at=NOON)
+    old, later, new = (
+        note.model_copy(update={"created_at": NOON + timedelta(seconds=age)}) for age, note in enumerate(shard_mates)
+    )
+    unknown = LaterNote(id=later.id, created_at=later.created_at, wake_at=NOON)
+    await engine.store.commit([Create(old), Create(unknown), Create(new)], save_id="s")
+    lost = [("notes", later.id)]
+    with caplog.at_level(logging.ERROR):
+        assert await pages(engine.store, ANN, 1) == [[new.id], [], [old.id]]
+        assert unreadable(caplog) == lost
+        assert sorted(await changed(engine.store, datetime(1971, 1, 1, tzinfo=UTC))) == sorted([old.id, new.id])
+        assert unreadable(caplog) == lost
+        assert sorted(await due(engine.store, cast(str, old.shard), NOON)) == sorted([old.id, new.id])
+        assert unreadable(caplog) == lost
 
 
 async def test_commit_of_nothing_is_fine(engine: Engine) -> None:

@@ -2,12 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
 import httpx2
 import pytest
+from sse_starlette import ServerSentEvent
 
+from common.job import Job
+from common.links import ResultLinks
 from common.settings import Settings, SettingsError
 from local.run import CannotServe, local_settings
 from local.server import complete
@@ -70,17 +74,24 @@ async def test_neither_notifier_app_starts_without_a_webhook_secret(world: World
             app.create_app(world.engine, settings)
 
 
+def stream_of(
+    world: World, job: Job, settings: Settings | None = None, *, closing: anyio.Event | None = None
+) -> AsyncIterator[ServerSentEvent]:
+    links = ResultLinks(world.engine, world.settings)
+    return job_events(world.engine, settings or world.settings, links, job, closing or anyio.Event())
+
+
 async def test_a_stream_whose_time_is_up_has_told_the_present_and_asks_to_come_back(world: World) -> None:
     job = (await world.stored((await world.create())["id"])).record
     at_once = world.settings.model_copy(update={"stream_s": 0})
-    told = [event.event async for event in job_events(world.engine, at_once, job, anyio.Event())]
+    told = [event.event async for event in stream_of(world, job, at_once)]
     assert told == ["job", "reconnect"]
 
 
 async def test_the_time_of_a_stream_does_not_strike_while_its_reader_is_busy(world: World) -> None:
     job = (await world.stored((await world.create())["id"])).record
     at_once = world.settings.model_copy(update={"stream_s": 0})
-    stream = job_events(world.engine, at_once, job, anyio.Event())
+    stream = stream_of(world, job, at_once)
     assert (await anext(stream)).event == "job"
     for _ in range(5):
         await asyncio.sleep(0)
@@ -90,7 +101,7 @@ async def test_the_time_of_a_stream_does_not_strike_while_its_reader_is_busy(wor
 async def test_a_stream_that_is_to_close_asks_to_come_back_a_little_later(world: World) -> None:
     job = (await world.stored((await world.create())["id"])).record
     closing = anyio.Event()
-    stream = job_events(world.engine, world.settings, job, closing)
+    stream = stream_of(world, job, closing=closing)
     assert (await anext(stream)).event == "job"
     closing.set()
     last = await anext(stream)

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import Message
 
 from common.errors import Rejected
-from common.problems import HANDLERS, fields_max, invalid, problem, read_body
+from common.problems import HANDLERS, fields_max, invalid, parse, problem, read_body
 from common.request_id import RequestIds
 
 MADE = "0" * 31 + "1"
@@ -87,6 +87,17 @@ async def refused(_: Request) -> Response:
     raise Rejected("unsafe_record")
 
 
+async def misreading(_: Request) -> Response:
+    # What our own records look like is not the caller's business.
+    Form.model_validate({"secret_field_of_ours": 1})
+    return Response()
+
+
+async def parsing(_: Request) -> Response:
+    parse(Form, {"wrong": 1})
+    return Response()
+
+
 async def reading(request: Request) -> Response:
     return Response(await read_body(request, bytes_max=10))
 
@@ -111,6 +122,20 @@ async def test_a_bug_is_answered_and_logged_under_one_request_id(caplog: pytest.
     assert "a bug" not in answer.text
     (line,) = [record for record in caplog.records if record.getMessage() == "request.crashed"]
     assert vars(line)["request_id"] == "abc-1"
+
+
+async def test_what_the_caller_sent_wrong_is_named() -> None:
+    answer = await ask(parsing)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert [error["field"] for error in answer.json()["errors"]] == ["wrong"]
+
+
+async def test_a_record_that_does_not_fit_is_our_bug_and_not_the_callers(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="darkroom"):
+        answer = await ask(misreading)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "secret_field_of_ours" not in answer.text
+    assert "request.crashed" in caplog.messages
 
 
 async def test_every_answer_whose_advice_names_the_request_id_has_it() -> None:
