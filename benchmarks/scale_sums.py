@@ -209,7 +209,7 @@ def limits(load: Load) -> list[Limit]:
         Limit("all jobs, if changed_at alone is indexed", index, done.job_writes,
               "exempt the field (docs/cloud.md)"),
         Limit("signatures by IAM", facts.sign_per_minute.value / 60, done.signatures,
-              "ask for more; sign a link once an hour, or serve results through a CDN with its own keys"),
+              "ask for more, or serve results through a CDN with its own keys"),
         Limit("bucket of uploads as it begins", bucket, 1 + done.deletes, "grow no faster than twice in 20 minutes"),
         Limit("Cloud Run, vCPUs of a new project in a region", facts.run_vcpus.value, vcpus,
               "ask for more; a second region"),

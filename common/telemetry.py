@@ -24,6 +24,7 @@ _TRACEPARENT = re.compile(
     r"-(?P<flags>[0-9a-f]{2})(?:-.*)?"
 )
 _sampled = 1
+_TOLD = "_darkroom_told"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +69,35 @@ def logger(name: str) -> logging.Logger:
     return logging.getLogger(f"darkroom.{name}")
 
 
-def configure(level: str, *, people: bool | None = None) -> None:
+def configure(level: str, *, people: bool | None = None, project: str | None = None) -> None:
     """Send logs to stderr: JSON as Cloud Logging reads it, or short lines where a person watches.
 
-    `people` decides; None asks whether stderr is a terminal. Safe to call again.
+    `people` decides; None asks whether stderr is a terminal. In the logs of `project` a line lies beside the request
+    that it belongs to. What uvicorn tells goes the same way. Safe to call again.
     """
     handler = logging.StreamHandler()
     watched = sys.stderr.isatty() if people is None else people
-    handler.setFormatter(_LineFormatter() if watched else _JsonFormatter())
+    handler.setFormatter(_LineFormatter() if watched else _JsonFormatter(project))
+    handler.addFilter(_is_news)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("darkroom").setLevel(level)
+    # Uvicorn's own handlers write a traceback as many lines, each of them an entry of its own to Cloud Logging.
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it tells more than that an exception left our app, which has told it already: Starlette passes it on."""
+    exc = record.exc_info[1] if record.exc_info else None
+    if exc is None:
+        return True
+    if record.name == "uvicorn.error" and getattr(exc, _TOLD, False):
+        return False
+    setattr(exc, _TOLD, True)
+    return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -89,7 +107,11 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class _JsonFormatter(logging.Formatter):
-    """https://cloud.google.com/logging/docs/structured-logging names `severity`, `message` and `time`."""
+    """https://cloud.google.com/logging/docs/structured-logging names all fields but `logger` and our own."""
+
+    def __init__(self, project: str | None) -> None:
+        super().__init__()
+        self._project = project
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -99,6 +121,8 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             **_fields(record),
         }
+        if self._project is not None and "trace_id" in line:
+            line["logging.googleapis.com/trace"] = f"projects/{self._project}/traces/{line['trace_id']}"
         if record.exc_info:
             line["stack_trace"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp
 
 from common.clock import utc_now
 from common.google.engine import open_engine
+from common.loopback import LOOPBACK
 from common.messages import Topic
 from common.settings import Settings, SettingsError
 from local.engine.asgi import post
@@ -30,12 +32,21 @@ _PREFIX = "/emulated-pubsub"
 
 
 def check_emulators(settings: Settings) -> Settings:
-    """The settings with the buckets' address filled in. Raises SettingsError unless everything leads to an emulator."""
+    """The settings with the buckets' address filled in. Raises SettingsError unless everything leads to an emulator.
+
+    Google's certificates for pushes are not among it: here the server signs its pushes itself.
+    """
     missing = [name for name in EMULATORS if not os.environ.get(name)]
     if missing:
         raise SettingsError(
             f"--engine google runs on Google's emulators only, and {' and '.join(missing)} is not set; docs/cloud.md"
             " says how to start them. On Google Cloud each service runs by itself."
+        )
+    if urlsplit(settings.iam_credentials_url).hostname not in LOOPBACK:
+        # Or links would be signed by a real account of whoever is logged in.
+        raise SettingsError(
+            "--engine google signs with what runs on this machine, and IAM_CREDENTIALS_URL leads elsewhere:"
+            f" {settings.iam_credentials_url}. `make emulators` prints the variables to export, this one too."
         )
     if settings.google_cloud_project is None:
         raise SettingsError(

@@ -23,7 +23,7 @@ def on_google_cloud(create_app: Callable[[Engine, Settings], Starlette]) -> Call
 
         try:
             settings = load()
-            configure(settings.log_level)
+            configure(settings.log_level, project=settings.google_cloud_project)
             engine = open_engine(settings)
             served = create_app(engine, settings)
         except SettingsError as exc:

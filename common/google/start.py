@@ -7,7 +7,6 @@ is answered here and everything else waits, which costs a waiting request nothin
 import asyncio
 import importlib
 import json
-import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -31,7 +30,7 @@ def behind_port(module: str) -> "Callable[[], BehindPort]":
 class BehindPort:
     """Builds an app in a thread, runs its lifespan, and passes requests on to it; answers `/health/live` meanwhile.
 
-    An app that cannot be built ends the process, as SIGTERM does, with the text that says what to mend.
+    An app that cannot be built ends the process, with code 1 and the text that says what to mend.
     """
 
     def __init__(self, build: Callable[[], Any]) -> None:
@@ -39,6 +38,7 @@ class BehindPort:
         # Made with the lifespan, because the factory may be called before there is an event loop.
         self._built: asyncio.Future[App] | None = None
         self._stop = asyncio.Event()
+        self._failed = False
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request, or the life of the process."""
@@ -57,7 +57,13 @@ class BehindPort:
         self._built = asyncio.get_running_loop().create_future()
         life = asyncio.create_task(self._life(self._built))
         await send({"type": "lifespan.startup.complete"})
-        await receive()
+        try:
+            await receive()
+        except asyncio.CancelledError:
+            # By our own exit, and uvicorn would say that this app knows no lifespan.
+            if self._failed:
+                return
+            raise
         self._stop.set()
         await asyncio.wait([life])
         await send({"type": "lifespan.shutdown.complete"})
@@ -77,7 +83,10 @@ class BehindPort:
                 traceback.print_exception(exc)
             if not built.done():
                 built.cancel()
-                signal.raise_signal(signal.SIGTERM)
+                self._failed = True
+                # Out of a callback this ends the event loop. On a signal uvicorn would end in good order, and then by
+                # that signal: with 143, as if somebody had asked for it. What the lifespan raises, it ignores.
+                asyncio.get_running_loop().call_soon(sys.exit, 1)
 
 
 async def _answer_alive(send: Send) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +50,12 @@ class Scene:
         job: Json = (await self.api.get(f"/v1/jobs/{job_id}")).json()
         return job
 
-    async def until(self, job_id: str, wanted: Callable[[Json], bool]) -> Json:
-        """The job's first state that is as wanted, by its event stream."""
+    async def until_called(self) -> None:
+        """Wait until a call has come to the model."""
         async with asyncio.timeout(END_S):
-            while not wanted(job := await self.job(job_id)):  # noqa: ASYNC110
+            while not await self.calls():  # noqa: ASYNC110
                 # What another process does can only be looked at again.
                 await asyncio.sleep(0.05)
-        return job
 
     async def settle_and_check(self) -> dict[str, Json]:
         """Wait for every end and every webhook, then hold all invariants against what is seen from outside."""
@@ -112,7 +111,7 @@ async def test_a_worker_that_slept_past_its_lease_changes_nothing_when_it_wakes(
     async with scene(emulators, fakes, tmp_path, processes=1, model_ms=1000) as here:
         await here.customer.submit(here.api, kind="image", prompt="a red fox in the snow")
         (job_id,) = here.customer.accepted
-        await here.until(job_id, lambda job: job["status"] == "processing")
+        await here.until_called()
         (zombie,) = here.cluster.of("processor.push")
         zombie.send(signal.SIGSTOP)
         here.cluster.instances.remove(zombie)

@@ -107,13 +107,14 @@ class Buckets:
         """What Cloud Storage answers to a request whose sender is known; `path` is as sent, percent-encoded."""
         asked = _OBJECT.fullmatch(path)
         if asked is None:
-            return refusal(403, "only objects may be looked at here, not buckets or what they hold")
+            return refusal(403, "only objects may be looked at here, not buckets")
         bucket, parameters = unquote(asked["bucket"]), dict(parse_qsl(query, keep_blank_values=True))
         name = unquote(asked["name"]) if asked["name"] else self._uploaded(parameters, headers, body)
-        if name is None:
-            return refusal(403, "objects are not listed here")
+        target = f"{path}?{query}"
         with self._lock:
-            answer, blob = self._exchange(method, f"{path}?{query}", headers, body, bucket, name, parameters)
+            if name is None:
+                return self._emulator.ask(method, target, headers, body) if method == "GET" else refusal(400, "what?")
+            answer, blob = self._exchange(method, target, headers, body, bucket, name, parameters)
         if blob is not None:
             await self.announce(blob)
         return answer

@@ -32,6 +32,7 @@ EMAIL = "darkroom@fakes.iam.example.com"
 PROJECT = "fakes"
 ISSUER = "https://accounts.google.com"
 Answer = tuple[int, Mapping[str, str], bytes]
+_silence_s_max = 30
 
 
 class Key:
@@ -56,7 +57,8 @@ class Fakes:
     """What tests know of the server: where it is, its keys, what was asked, and how its next answers shall fail.
 
     `faults` are statuses that IAM answers first, `metadata_faults` the same for tokens; `calls` counts answered
-    requests by kind. `token_life_s` and `certs_life_s` are told with tokens and push certificates.
+    requests by kind. `token_life_s` and `certs_life_s` are told with tokens and push certificates. While `answering` is
+    cleared, the metadata server takes requests and says nothing.
     """
 
     def __init__(self, host: str, empty_folder: str) -> None:
@@ -67,6 +69,8 @@ class Fakes:
         self.tokens: set[str] = set()
         self.faults: deque[int] = deque()
         self.metadata_faults: deque[int] = deque()
+        self.answering = threading.Event()
+        self.answering.set()
         self.calls: Counter[str] = Counter()
         self.token_life_s = 3600
         self.certs_life_s = 20_000
@@ -189,6 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _metadata(self, path: str, query: str) -> Answer:
         """https://cloud.google.com/compute/docs/metadata/predefined-metadata-keys"""
         fakes = self._fakes
+        fakes.answering.wait(_silence_s_max)
         if self.headers.get("metadata-flavor") != "Google":
             return _refusal(403)
         if fakes.metadata_faults and path != "/":

@@ -55,6 +55,8 @@ _call_s_max = 10.0
 class Broken(StrEnum):
     """How a request of the JSON API goes wrong."""
 
+    NOT = "not at all, but the next one may"
+    SPOILT = "a byte of what is sent is another when it arrives"
     REFUSED = "503, not applied"
     FORBIDDEN = "403, not applied"
     LOST = "applied, but answered by 503"
@@ -175,6 +177,9 @@ class _JsonApi:
         body = await request.body()
         if fault is Broken.REFUSED or fault is Broken.FORBIDDEN:
             return _response(refusal(503 if fault is Broken.REFUSED else 403, fault))
+        if fault is Broken.SPOILT:
+            half = len(body) // 2
+            body = body[:half] + bytes([body[half] ^ 1]) + body[half + 1 :]
         query = request.scope["query_string"].decode("latin-1")
         headers = {name: value for name, value in request.headers.items() if name != "authorization"}
         answer = await self._held.answer(request.method, path, query, headers, body)

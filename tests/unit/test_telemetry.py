@@ -1,5 +1,6 @@
 """The trace that logs and facts belong to: which `traceparent` is joined, what goes out, and where it is logged."""
 
+import asyncio
 import contextvars
 import json
 import logging
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 import httpx2
 import pytest
+import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -19,6 +21,7 @@ from common.clock import new_id
 from common.problems import HANDLERS
 from common.request_id import RequestIds
 from common.telemetry import configure, follow_trace, logger, traceparent
+from local.run import bind
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 T = TypeVar("T")
@@ -100,10 +103,11 @@ def test_each_fact_published_outside_of_any_request_begins_a_trace() -> None:
 
 @pytest.fixture
 def _logging_restored() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("darkroom")
-    before = (root.handlers[:], root.level, ours.level)
+    loggers = [logging.getLogger(name) for name in (None, "darkroom", "uvicorn", "uvicorn.access", "uvicorn.error")]
+    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
     yield
-    root.handlers[:], root.level, ours.level = before
+    for one, state in zip(loggers, before, strict=True):
+        one.handlers[:], one.level, one.propagate = state
 
 
 @pytest.mark.usefixtures("_logging_restored")
@@ -127,6 +131,25 @@ def test_line_outside_of_any_request_names_no_trace(capsys: pytest.CaptureFixtur
     configure("INFO", people=False)
     apart(lambda: logger("x").info("local.started"))
     assert "trace_id" not in json.loads(capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("_logging_restored")
+@pytest.mark.parametrize("project", ["my-project", None])
+def test_line_lies_beside_its_request_in_the_projects_logs(
+    project: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """https://cloud.google.com/logging/docs/agent/logging/configuration#special-fields"""
+
+    def request() -> None:
+        follow_trace(f"00-{TRACE}-{SPAN}-01")
+        logger("x").info("job.advanced")
+
+    configure("INFO", people=False, project=project)
+    apart(request)
+    line = json.loads(capsys.readouterr().err)
+    expected = None if project is None else f"projects/my-project/traces/{TRACE}"
+    assert line.get("logging.googleapis.com/trace") == expected
+    assert line["trace_id"] == TRACE
 
 
 async def crash(_: Request) -> Response:
@@ -158,3 +181,28 @@ async def test_bug_is_logged_with_the_trace_of_its_request(
     line = json.loads(capsys.readouterr().err)
     assert line["message"] == "request.crashed"
     assert (line["trace_id"] == TRACE) is is_joined
+
+
+@pytest.mark.usefixtures("_logging_restored")
+async def test_bug_behind_uvicorn_is_told_once_as_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    app = Starlette(routes=[Route("/", crash)], exception_handlers=HANDLERS)
+    listener = bind("127.0.0.1", 0)
+    # With its own configuration of logs, as from the command line.
+    server = uvicorn.Server(uvicorn.Config(app, access_log=False, lifespan="off"))
+    configure("INFO", people=False, project="p")
+    serving = asyncio.create_task(server._serve([listener]))
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        answer = await client.get(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+    server.should_exit = True
+    await serving
+    assert answer.status_code == 500
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (crashed,) = [line for line in lines if "stack_trace" in line]
+    assert crashed["message"] == "request.crashed"
+
+
+@pytest.mark.usefixtures("_logging_restored")
+def test_what_uvicorn_alone_knows_of_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("INFO", people=False)
+    logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=RuntimeError("a bug"))
+    assert "a bug" in json.loads(capsys.readouterr().err)["stack_trace"]
