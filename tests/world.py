@@ -1,6 +1,6 @@
 """The whole pipeline on the embedded engine under a clock that tests move; nothing is mocked, nothing sleeps."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -54,6 +54,7 @@ class World:
     api: httpx2.AsyncClient
     stand_in_url: str
     folder: Path
+    wake: Callable[[], Awaitable[None]]
 
     @property
     def engine(self) -> Engine:
@@ -92,10 +93,12 @@ class World:
 
     async def run(self) -> None:
         """Let the bus deliver until nothing is due at this moment."""
+        await self.wake()
         await self.dispatcher.drain()
 
     async def run_only(self, topic: Topic) -> None:
         """Let the bus deliver what is due on one topic."""
+        await self.wake()
         only = {topic: push_routes(*self.private)[topic]}
         dispatcher = self.embedded.dispatcher(only, PushPolicy())
         await dispatcher.drain()
@@ -108,6 +111,7 @@ class World:
 
     async def sweep_only(self) -> None:
         """One round of every app's sweep, through its route."""
+        await self.wake()
         for app in self.private:
             transport = httpx2.ASGITransport(app=app)
             async with httpx2.AsyncClient(transport=transport, base_url="https://push.local") as client:
@@ -170,15 +174,21 @@ async def open_world(
         if wrap is not None:
             embedded = replace(embedded, engine=wrap(embedded.engine))
         private = private_apps(embedded.engine, configured)
-        for app in private:
-            await stack.enter_async_context(app.router.lifespan_context(app))
+        asleep = list(private)
+
+        async def wake() -> None:
+            # Their worker processes take longer to start than most tests of the public apps.
+            while asleep:
+                app = asleep.pop()
+                await stack.enter_async_context(app.router.lifespan_context(app))
+
         dispatcher = embedded.dispatcher(push_routes(*private), policy or PushPolicy())
         stack.push_async_callback(dispatcher.aclose)
         transport = httpx2.ASGITransport(app=public_app(embedded.engine, configured, embedded.storage_app))
         api = await stack.enter_async_context(
             httpx2.AsyncClient(transport=transport, base_url=configured.api_url, timeout=None)
         )
-        yield World(embedded, configured, clock, dispatcher, private, api, stand_in_url, folder)
+        yield World(embedded, configured, clock, dispatcher, private, api, stand_in_url, folder, wake)
 
 
 @cache
