@@ -6,15 +6,15 @@ And how long to wait before a stream that broke is opened again.
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import Unavailable
 from common.google.calls import answered, retry, try_s_max
+from common.google.credentials import Loader
 
 if TYPE_CHECKING:
-    from google.auth.credentials import Credentials
     from google.cloud.firestore_v1.services.firestore import FirestoreAsyncClient
     from google.cloud.firestore_v1.types import BatchGetDocumentsResponse, ListenRequest, ListenResponse
     from grpc.aio import StreamStreamCall
@@ -37,21 +37,20 @@ quota_pause_s = 60.0
 class Connection:
     """One TCP connection of its own, shared with no other client; FIRESTORE_EMULATOR_HOST leads it to an emulator."""
 
-    def __init__(self, project: str, database: str, credentials: "Callable[[], Credentials]") -> None:
-        """`credentials` is asked, in a thread, unless this is for an emulator."""
+    def __init__(self, project: str, database: str, loader: Loader) -> None:
         self.database = f"projects/{project}/databases/{database}"
         self._emulator = os.environ.get("FIRESTORE_EMULATOR_HOST")
         # Firestore routes by this. The emulator lets whoever owns the database past its rules.
         self._metadata = [("google-cloud-resource-prefix", self.database)]
         if self._emulator is not None:
             self._metadata.append(("authorization", "Bearer owner"))
-        self._credentials = credentials
+        self._loader = loader
         self._client: FirestoreAsyncClient | None = None
 
     async def open(self) -> None:
-        """Get ready; connects with the first call. Raises what `credentials` raises."""
+        """Get ready; connects with the first call. Raises Unavailable if nobody says in time who we are."""
         # 200 ms of modules, if nobody has used the store before.
-        await asyncio.to_thread(import_module, "google.cloud.firestore_v1.services.firestore")
+        await self._loader.in_thread(lambda: import_module("google.cloud.firestore_v1.services.firestore"))
         import grpc.aio
         from google.cloud.firestore_v1.services.firestore import FirestoreAsyncClient
         from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrpcAsyncIOTransport
@@ -68,8 +67,7 @@ class Connection:
         else:
             # As the library does: pings find a connection that died without a word. The emulator forbids them.
             options.append(("grpc.keepalive_time_ms", 30_000))
-            # The metadata server may have to be asked.
-            credentials = await asyncio.to_thread(self._credentials)
+            credentials = await self._loader.credentials()
             channel = FirestoreGrpcAsyncIOTransport.create_channel(credentials=credentials, options=options)
         self._client = FirestoreAsyncClient(transport=FirestoreGrpcAsyncIOTransport(channel=channel))
 
@@ -149,11 +147,3 @@ class Pauses:
 async def _until_none(queue: "asyncio.Queue[M | None]") -> AsyncIterator[M]:
     while (item := await queue.get()) is not None:
         yield item
-
-
-def own_credentials() -> "Credentials":
-    """Those of the service itself. Raises google.auth's errors if nobody says who we are."""
-    import google.auth
-
-    credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/datastore"])
-    return credentials

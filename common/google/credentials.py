@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import Unavailable
@@ -70,22 +71,26 @@ class Loader:
 
 def refresh(credentials: "Credentials") -> None:
     """Have them get a new token. Blocks for up to 7 s; raises google.auth's errors and TimeoutError."""
-    credentials.refresh(_bounded_request())  # type: ignore[no-untyped-call]
+    with _bounded_request() as request:
+        credentials.refresh(request)  # type: ignore[no-untyped-call]
 
 
 def _default() -> "Credentials":
     import google.auth
 
-    credentials, _ = google.auth.default(scopes=[_SCOPE], request=_bounded_request())
+    with _bounded_request() as request:
+        credentials, _ = google.auth.default(scopes=[_SCOPE], request=request)
     return credentials
 
 
-def _bounded_request() -> "Request":
-    """How google-auth asks, but that a try takes 2 s at most, and no try begins after 3 s.
+@contextmanager
+def _bounded_request() -> "Iterator[Request]":
+    """How google-auth asks, but that a try takes 2 s at most, and no try begins after 3 s; closed after its use.
 
     Left to itself it gives the metadata server 3 s five times over, with growing pauses between.
     """
     from google.auth.transport.requests import Request
+    from requests import Session
 
     until = time.monotonic() + call_s_max - try_s_max
 
@@ -96,4 +101,5 @@ def _bounded_request() -> "Request":
                 raise TimeoutError("nobody said in time who this service is")
             return super().__call__(*arguments, **{**named, "timeout": try_s_max})  # type: ignore[no-untyped-call]
 
-    return Bounded()
+    with Session() as session:
+        yield Bounded(session)

@@ -48,7 +48,7 @@ def open_engine(
     store = FirestoreStore(project, database, loader)
     blobs = CloudBlobs(settings, identity, now)
     bus = PubSubBus(project, loader)
-    feed = FirestoreFeed(project, database)
+    feed = FirestoreFeed(project, database, loader)
     keys = PushKeys(settings.push_certs_url, now)
     tokens = CustomTokens(identity, project, database, now)
 

@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from functools import cache
 
 from common.documents import check_key, check_owner
 from common.errors import Unavailable
-from common.google.connection import Connection, own_credentials
+from common.google.connection import Connection
+from common.google.credentials import Loader
 from common.google.documents import plain
 from common.google.listen import Stream
 from common.google.targets import JobTarget, OwnerTarget, Target, read
@@ -33,11 +33,11 @@ class FirestoreFeed:
     raises Unavailable only when Firestore refuses to go on, or when the feed is closed.
     """
 
-    def __init__(self, project: str, database: str) -> None:
+    def __init__(self, project: str, database: str, loader: Loader | None = None) -> None:
         self._project = project
         self._database = database
-        # Kept for all streams, because the access token lies in them.
-        self._credentials = cache(own_credentials)
+        # One for all streams, because it keeps the credentials, and the access token lies in them.
+        self._loader = loader or Loader()
         self._stream: Stream | None = None
         self._open: set[Stream] = set()
         self._closed = False
@@ -86,7 +86,7 @@ class FirestoreFeed:
         if self._closed:
             raise Unavailable("the feed is closed")
         if self._stream is None or self._stream.failure is not None:
-            connection = Connection(self._project, self._database, self._credentials)
+            connection = Connection(self._project, self._database, self._loader)
             self._stream = Stream(connection, closed=self._open.discard)
             self._open.add(self._stream)
         stream = self._stream

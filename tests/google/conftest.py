@@ -23,3 +23,15 @@ async def cloud(fakes: Fakes) -> AsyncIterator[Cloud]:
         yield Cloud(blobs, front, settings, clock)
         await blobs.aclose()
         await identity.aclose()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def identity(fakes: Fakes, clock: Clock) -> AsyncIterator[Identity]:
+    opened = Identity(Settings(**fakes.settings), clock)  # type: ignore[arg-type]
+    yield opened
+    await opened.aclose()

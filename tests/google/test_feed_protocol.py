@@ -14,7 +14,8 @@ from google.cloud.firestore_v1.types import Target
 from common.errors import Unavailable
 from common.google import connection as connection_module
 from common.google import feed, listen
-from common.google.connection import Connection, own_credentials
+from common.google.connection import Connection
+from common.google.credentials import Loader
 from common.google.feed import FirestoreFeed
 from common.google.listen import restarts_max
 from common.job import Job
@@ -506,6 +507,6 @@ async def test_connection_to_google_signs_in_with_the_services_own_account(
 ) -> None:
     monkeypatch.delenv("FIRESTORE_EMULATOR_HOST", raising=False)
     fakes.lead(monkeypatch)
-    connection = Connection("test", "(default)", own_credentials)
+    connection = Connection("test", "(default)", Loader())
     await connection.open()
     await connection.aclose()

@@ -5,7 +5,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -28,18 +27,6 @@ from tests.google.fakes import EMAIL, Fakes
 ROOT = Path(__file__).parents[2]
 NOON = datetime(2026, 5, 4, 12, 0, 0, 250_000, tzinfo=UTC)
 PERSON = {"type": "authorized_user", "client_id": "a", "client_secret": "b", "refresh_token": "c"}
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def identity(fakes: Fakes, clock: Clock) -> AsyncIterator[Identity]:
-    opened = Identity(Settings(**fakes.settings), clock)  # type: ignore[arg-type]
-    yield opened
-    await opened.aclose()
 
 
 def genuine(fakes: Fakes, data: bytes, signature: bytes) -> bool:

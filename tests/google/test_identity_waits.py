@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -18,18 +18,6 @@ from common.settings import Settings
 from tests.bench import Clock
 from tests.google.fakes import Fakes
 from tests.google.silence import silence
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def identity(fakes: Fakes, clock: Clock) -> AsyncIterator[Identity]:
-    opened = Identity(Settings(**fakes.settings), clock)  # type: ignore[arg-type]
-    yield opened
-    await opened.aclose()
 
 
 @contextmanager
